@@ -2,8 +2,10 @@
 //! Knows nothing of Kubernetes, sockets, files or clocks.
 
 pub mod addr;
+pub mod desired;
 pub mod id;
 pub mod link;
+pub mod observed;
 pub mod vlan;
 
 pub use addr::{AddrError, Cidr, IfAddr, Route, Rule, Scope};

@@ -1,0 +1,64 @@
+//! What a main plugin (macvlan, ovs) is: configuration that knows how to make one NIC, as a plan.
+
+use std::net::IpAddr;
+
+use model::observed::{Observed, Scope};
+use model::{Cidr, IfAddr, IfName, MacAddr, Owner, PodRef};
+
+use crate::{Plan, Refusal};
+
+/// The NIC that is to be made or taken away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    pub owner: Owner,
+    /// None on hosts that have no pods (podman, a plain host).
+    pub pod: Option<PodRef>,
+    pub container_id: String,
+    /// Path of the network namespace as the runtime gave it; none at DEL after a reboot.
+    pub netns: Option<String>,
+    pub ifname: IfName,
+    /// Name of the network (CNI `name`).
+    pub network: String,
+    /// Asked for by the user, by any of the ways there are; none: derived from the first address.
+    pub mac: Option<MacAddr>,
+    pub nic: Nic,
+}
+
+/// What an IPAM said. IPv4 first, always.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Nic {
+    pub addrs: Vec<IfAddr>,
+    pub gateways: Gateways,
+    /// Routes for the main table, the default one among them where there is one: (destination, next hop).
+    pub routes: Vec<(Cidr, Option<IpAddr>)>,
+    /// False where there is no IPAM at all: the link is set up, nothing more.
+    pub has_ipam: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gateways {
+    pub v4: Option<IpAddr>,
+    pub v6: Option<IpAddr>,
+}
+
+/// A main plugin's checked configuration. Pure.
+pub trait MainPlugin: Send + Sync {
+    /// What has to be looked at before `plan_add`, `plan_del` and `check`.
+    fn scope(&self, attach: &Attach) -> Scope;
+
+    /// The MAC that the NIC will have.
+    fn mac(&self, attach: &Attach) -> Option<MacAddr>;
+
+    /// Steps that make the NIC, from nothing to announced. Refuses before anything is touched: master or bridge absent, MTU
+    /// above the parent's, interface name taken.
+    fn plan_add(&self, attach: &Attach, seen: &Observed) -> Result<Plan, Refusal>;
+
+    /// Steps that take away what is there of it, found by the owner's mark; empty where nothing is left.
+    fn plan_del(&self, attach: &Attach, seen: &Observed) -> Plan;
+
+    /// The difference between what should be there and what is.
+    fn check(&self, attach: &Attach, seen: &Observed) -> Result<(), Refusal>;
+
+    /// Name of the host's end, where there is one besides the parent (the veth of an OVS port).
+    fn host_link(&self, attach: &Attach) -> Option<IfName>;
+}
