@@ -1,0 +1,236 @@
+//! SpiderMultusConfig: what a network is, in fields; a NetworkAttachmentDefinition is rendered from it (`nad::render`).
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::coordinator::CoordinatorSettings;
+
+/// A network, in fields. Exactly the block that `cniType` names is given.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "spiderpool.spidernet.io",
+    version = "v2beta1",
+    kind = "SpiderMultusConfig",
+    plural = "spidermultusconfigs",
+    shortname = "smc",
+    category = "spiderpool",
+    namespaced,
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "A network, in fields; a NetworkAttachmentDefinition is made from it."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SpiderMultusConfigSpec {
+    #[serde(default)]
+    pub cni_type: CniType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub macvlan: Option<MacvlanConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipvlan: Option<MacvlanConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sriov: Option<SriovConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ovs: Option<OvsConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ibsriov: Option<IbSriovConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipoib: Option<IpoibConfig>,
+    /// For `custom`: a CNI configuration or list as JSON, or nothing.
+    #[serde(rename = "customCNI", skip_serializing_if = "Option::is_none")]
+    pub custom_cni: Option<String>,
+    /// The coordinator is chained behind the main plugin (never for `custom`).
+    #[serde(default = "yes")]
+    pub enable_coordinator: bool,
+    /// The main plugin has no IPAM.
+    #[serde(rename = "disableIPAM", default)]
+    pub disable_ipam: bool,
+    /// What this network wants otherwise than the SpiderCoordinator says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<CoordinatorSettings>,
+    /// Further plugins, each a JSON object as text, between the main plugin and the coordinator.
+    #[serde(rename = "chainCNIJsonData", default, skip_serializing_if = "Vec::is_empty")]
+    pub chain_cni_json_data: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum CniType {
+    Macvlan,
+    Ipvlan,
+    Vlan,
+    Sriov,
+    Ovs,
+    IbSriov,
+    Ipoib,
+    #[default]
+    Custom,
+}
+
+/// Macvlan and ipvlan.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct MacvlanConfig {
+    /// The parent; two or more are joined by `bond`.
+    pub master: Vec<String>,
+    /// 0 takes the parent's.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub mtu: i32,
+    /// VLAN of the parent; 0 or absent is none.
+    #[serde(rename = "vlanID", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub vlan_id: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bond: Option<Bond>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rdma_resource_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ippools: Option<PoolNames>,
+}
+
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VlanConfig {
+    pub master: Vec<String>,
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub mtu: i32,
+    /// Needed with `vlanMode: manual`, refused with `auto`.
+    #[serde(rename = "vlanID", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub vlan_id: Option<i32>,
+    #[serde(default)]
+    pub vlan_mode: VlanMode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bond: Option<Bond>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rdma_resource_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ippools: Option<PoolNames>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum VlanMode {
+    #[default]
+    Manual,
+    Auto,
+}
+
+/// A bond that the parents are joined in.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bond {
+    pub name: String,
+    /// As the kernel numbers them: 0 balance-rr, 1 active-backup, 2 balance-xor, 3 broadcast, 4 802.3ad, 5 balance-tlb, 6 balance-alb.
+    #[schemars(range(min = 0, max = 6))]
+    pub mode: i32,
+    /// `key=value` joined by `;`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<String>,
+}
+
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SriovConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_name: Option<String>,
+    #[serde(rename = "vlanID", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub vlan_id: Option<i32>,
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub mtu: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub min_tx_rate_mbps: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub max_tx_rate_mbps: Option<i64>,
+    #[serde(default)]
+    pub rdma_isolation: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ippools: Option<PoolNames>,
+}
+
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct OvsConfig {
+    pub bridge: String,
+    /// Access VLAN, or the native one beside `trunk`; absent leaves the port a trunk of every VLAN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<i32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trunk: Vec<OvsTrunk>,
+    #[serde(rename = "deviceID", skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ippools: Option<PoolNames>,
+}
+
+/// One VLAN (`id`), or `minID` to `maxID`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct OvsTrunk {
+    #[serde(rename = "minID", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub min_id: Option<i64>,
+    #[serde(rename = "maxID", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub max_id: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
+    pub id: Option<i64>,
+}
+
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct IbSriovConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pkey: Option<String>,
+    #[serde(default)]
+    pub link_state: IbLinkState,
+    #[serde(default = "yes")]
+    pub rdma_isolation: bool,
+    #[serde(default)]
+    pub enable_ib_kubernetes: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ippools: Option<PoolNames>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum IbLinkState {
+    Auto,
+    #[default]
+    Enable,
+    Disable,
+}
+
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct IpoibConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ippools: Option<PoolNames>,
+}
+
+/// The pools of a network; wildcards `*`, `?`, `[..]` are allowed.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolNames {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ipv4: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ipv6: Vec<String>,
+    /// Only pools whose subnet is that of the master (sriov only).
+    #[serde(default)]
+    pub match_master_subnet: bool,
+}
