@@ -29,10 +29,30 @@ pub struct Attach {
 pub struct Nic {
     pub addrs: Vec<IfAddr>,
     pub gateways: Gateways,
-    /// Routes for the main table, the default one among them where there is one: (destination, next hop).
-    pub routes: Vec<(Cidr, Option<IpAddr>)>,
+    /// The default one among them where there is one.
+    pub routes: Vec<NicRoute>,
     /// False where there is no IPAM at all: the link is set up, nothing more.
     pub has_ipam: bool,
+}
+
+/// A route as an IPAM gives it: of the NIC that is being made, hence without a device (CNI 1.1.0 `routes`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NicRoute {
+    pub dst: Cidr,
+    /// None: the gateway of the NIC's own family, and where it has none, on the link.
+    pub gw: Option<IpAddr>,
+    /// None is the main table.
+    pub table: Option<u32>,
+    /// CNI's `priority`.
+    pub metric: Option<u32>,
+    pub mtu: Option<u32>,
+    pub advmss: Option<u32>,
+}
+
+impl NicRoute {
+    pub const fn new(dst: Cidr, gw: Option<IpAddr>) -> Self {
+        Self { dst, gw, table: None, metric: None, mtu: None, advmss: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -5,6 +5,6 @@ pub mod attach;
 pub mod refusal;
 pub mod step;
 
-pub use attach::{Attach, Gateways, MainPlugin, Nic};
+pub use attach::{Attach, Gateways, MainPlugin, Nic, NicRoute};
 pub use refusal::{Class, Refusal};
 pub use step::{Ns, Plan, Step};
