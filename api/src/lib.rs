@@ -2,9 +2,11 @@
 //! annotations and labels, and the way from a stored object to checked values, or to the field that is wrong and why.
 //! Knows no API server, no clock, no file and no host.
 
+pub mod crds;
 pub mod keys;
 pub mod mooring;
 pub mod nad;
+mod schema;
 pub mod spider;
 
 pub use mooring::{AddressLease, Bridge, NodeNetwork, PoolMap};
@@ -13,6 +15,3 @@ pub use spider::{SpiderCoordinator, SpiderEndpoint, SpiderIPPool, SpiderMultusCo
 
 /// `metadata/v1 Condition`, the shape of every condition in our status blocks.
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, LabelSelectorRequirement};
-
-#[cfg(test)]
-mod tests {}

@@ -13,10 +13,10 @@ pub use coordinator::{CoordinatorMode, CoordinatorPhase, CoordinatorSettings, Po
 pub use endpoint::{EndpointIp, EndpointNow, SpiderEndpoint, SpiderEndpointSpec, SpiderEndpointStatus};
 pub use ippool::{PoolRoute, SpiderIPPool, SpiderIPPoolSpec, SpiderIPPoolStatus};
 pub use multus::{
-    Bond, CniType, IbSriovConfig, IpoibConfig, MacvlanConfig, OvsConfig, OvsTrunk, PoolNames, SpiderMultusConfig, SpiderMultusConfigSpec, SriovConfig,
+    Bond, CniType, IbLinkState, IbSriovConfig, IpoibConfig, MacvlanConfig, OvsConfig, OvsTrunk, PoolNames, SpiderMultusConfig, SpiderMultusConfigSpec, SpiderMultusConfigStatus, SriovConfig,
     VlanConfig, VlanMode,
 };
-pub use reserved::{SpiderReservedIP, SpiderReservedIPSpec};
+pub use reserved::{SpiderReservedIP, SpiderReservedIPSpec, SpiderReservedIPStatus};
 pub use subnet::{SpiderSubnet, SpiderSubnetSpec, SpiderSubnetStatus};
 
 /// The group of these kinds.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
     status = "BridgeStatus",
     derive = "PartialEq",
     derive = "Default",
+    validation = Rule::new("self.metadata.name.size() <= 15").message("metadata.name is the bridge's name, at most 15 bytes"),
     doc = "An Open vSwitch bridge on every chosen node.",
     printcolumn(name = "READY", type_ = "integer", json_path = ".status.ready"),
     printcolumn(name = "DESIRED", type_ = "integer", json_path = ".status.desired"),
@@ -32,18 +33,22 @@ pub struct BridgeSpec {
     pub node_selector: Option<LabelSelector>,
     /// Nodes that do not get it, whatever selector and label say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::names")]
     pub exclude_nodes: Vec<String>,
     /// How the bridge reaches the network. Absent: not at all, unless the node's label names a config or a NIC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uplink: Option<Uplink>,
     /// Other uplinks, which a node's label chooses by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub configs: Vec<BridgeConfig>,
     /// VLANs that the uplink carries, `100` or `100-200`. Empty: all.
     #[serde(rename = "allowedVLANs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::vlans")]
     pub allowed_vlans: Vec<String>,
     /// MTU of the bridge's own port; absent: what Open vSwitch makes of its ports.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<i64>,
     #[serde(default)]
     pub fail_mode: FailMode,
@@ -51,6 +56,7 @@ pub struct BridgeSpec {
     pub mcast_snooping: bool,
     /// Hardware address of the bridge; absent: the uplink's.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 17), regex(pattern = "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$"))]
     pub hwaddr: Option<String>,
     /// Absent: what the node's Open vSwitch offers, the kernel's before the userspace one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,25 +70,33 @@ pub struct BridgeSpec {
 /// A named uplink: `configs[].name` is what a node's label says.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct BridgeConfig {
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self != 'enabled' && self != 'disabled'").message("enabled and disabled are words of the label"))]
     pub name: String,
     pub uplink: Uplink,
 }
 
 /// How a bridge reaches the network: exactly one of these.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("[has(self.interface), has(self.mac), has(self.defaultRoute), has(self.canReach), has(self.bond)].filter(x, x).size() == 1").message("exactly one of interface, mac, defaultRoute, canReach, bond must be given"))]
 #[serde(rename_all = "camelCase")]
 pub struct Uplink {
     /// The NIC of this name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/:\s]+$"))]
     pub interface: Option<String>,
     /// The NIC with this hardware address.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 17), regex(pattern = "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$"))]
     pub mac: Option<String>,
     /// The NIC of the node's default route.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self").message("false says nothing, leave it out"))]
     pub default_route: Option<bool>,
     /// The NIC through which the node reaches this address.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 39))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("must be an address"))]
     pub can_reach: Option<String>,
     /// A bond of Open vSwitch over several NICs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,10 +105,14 @@ pub struct Uplink {
 
 /// An Open vSwitch bond (ovs-vswitchd.conf.db(5), table Port).
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("!has(self.mode) || self.mode != 'balance-tcp' || (has(self.lacp) && self.lacp != 'off')").message("balance-tcp needs lacp active or passive"))]
+#[x_kube(validation = Rule::new("!(self.name in self.interfaces)").message("the bond must not have the name of a member"))]
 #[serde(rename_all = "camelCase")]
 pub struct BondLink {
     /// Name of the port.
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/:\s]+$"))]
     pub name: String,
+    #[schemars(schema_with = "crate::schema::bond_members")]
     pub interfaces: Vec<String>,
     #[serde(default)]
     pub mode: BondMode,

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
     category = "mooring",
     derive = "PartialEq",
     derive = "Default",
+    validation = Rule::new("!isIP(self.spec.address) || ip(self.spec.address).family() == 6 || self.metadata.name.endsWith('.v4-' + self.spec.address.replace('.', '-'))").message("metadata.name must be <domain>.<address>"),
     doc = "One address and who has it.",
     printcolumn(name = "ADDRESS", type_ = "string", json_path = ".spec.address"),
     printcolumn(name = "POOL", type_ = "string", json_path = ".spec.pool"),
@@ -28,10 +29,15 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "INTERFACE", type_ = "string", json_path = ".spec.holder.interface"),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[x_kube(validation = Rule::new("(has(self.node) && self.node != '') == (has(self.agentID) && self.agentID != '')").message("node and agentID must be given together"))]
+#[x_kube(validation = Rule::new("!has(self.holder) || (has(self.node) && self.node != '')").message("a lease with a holder must have a node"))]
 #[serde(rename_all = "camelCase")]
 pub struct AddressLeaseSpec {
     pub pool: String,
     /// Without prefix length, as the name says it.
+    #[schemars(length(max = 39))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("must be an address"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("cannot be changed"))]
     pub address: String,
     /// Node whose agent has the lease; empty only for a fixed one that was given back.
     #[serde(default, skip_serializing_if = "String::is_empty")]

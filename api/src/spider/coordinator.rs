@@ -33,33 +33,44 @@ pub struct CoordinatorSettings {
     pub pod_cidr_type: Option<PodCidrType>,
     /// Networks, or addresses that stand for their /32 or /128, that a pod reaches through its node.
     #[serde(rename = "hijackCIDR", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::cidrs_or_ips")]
     pub hijack_cidr: Option<Vec<String>>,
     /// Routes for the NIC's own table.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub policy_routes: Option<Vec<PoolRoute>>,
     /// First two bytes of the NIC's hardware address, `0a:1b`; the address gives the other four.
     #[serde(rename = "podMACPrefix", skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([0-9A-Fa-f][02468ACEace]:[0-9A-Fa-f]{2})?$"), length(max = 5))]
     pub pod_mac_prefix: Option<String>,
     /// Each NIC has a table of its own for what it sends. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tune_pod_routes: Option<bool>,
     /// The NIC that keeps the default route.
     #[serde(rename = "podDefaultRouteNIC", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 15))]
     pub pod_default_route_nic: Option<String>,
     /// Table of the host for the routes to pods. Default 500.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4294967295i64))]
+    #[x_kube(validation = Rule::new("self < 253 || self > 255").message("the tables 253 to 255 are the kernel's"))]
     pub host_rule_table: Option<i64>,
     /// rp_filter of the pod's interfaces: 0, 1, 2; negative leaves it alone. Default 0.
     #[serde(rename = "podRPFilter", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 2))]
     pub pod_rp_filter: Option<i64>,
     /// Transmit queue length of the NIC; 0 leaves it alone. Default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4294967295i64))]
     pub tx_queue_len: Option<i64>,
     /// An address for the pod's side of the veth to its host.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 39))]
+    #[x_kube(validation = Rule::new("self == '' || isIP(self)").message("must be an address"))]
     pub veth_link_address: Option<String>,
     /// MTU of the veth to the host; absent leaves it to the agent.
     #[serde(rename = "vethMTU", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 68, max = 65535))]
     pub veth_mtu: Option<i64>,
     /// Older field (Spiderpool before 1.0): probe the gateway before the pod starts.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,6 +80,7 @@ pub struct CoordinatorSettings {
     pub detect_ip_conflict: Option<bool>,
     /// Older field: rp_filter of the host's interfaces; -1, 0, 1, 2.
     #[serde(rename = "hostRPFilter", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 2))]
     pub host_rp_filter: Option<i64>,
 }
 

@@ -35,37 +35,61 @@ use serde::{Deserialize, Serialize};
         priority = 10
     )
 )]
+#[x_kube(validation = Rule::new("!has(self.ipVersion) || !isCIDR(self.subnet) || cidr(self.subnet).ip().family() == self.ipVersion").message("ipVersion must be that of subnet"))]
+#[x_kube(validation = Rule::new("!has(self.ips) || !isCIDR(self.subnet) || self.ips.all(r, r.split('-').all(a, !isIP(a) || cidr(self.subnet).containsIP(a)))").message("ips must lie in subnet"))]
+#[x_kube(validation = Rule::new("!has(self.excludeIPs) || !isCIDR(self.subnet) || self.excludeIPs.all(r, r.split('-').all(a, !isIP(a) || cidr(self.subnet).containsIP(a)))").message("excludeIPs must lie in subnet"))]
+#[x_kube(validation = Rule::new("!has(self.gateway) || !isCIDR(self.subnet) || !isIP(self.gateway) || cidr(self.subnet).containsIP(self.gateway)").message("gateway must lie in subnet"))]
+#[x_kube(validation = Rule::new("!has(self.routes) || !isCIDR(self.subnet) || self.routes.all(r, !isIP(r.gw) || cidr(self.subnet).containsIP(r.gw))").message("the gateways of routes must lie in subnet"))]
+#[x_kube(validation = Rule::new("!has(self.routes) || self.routes.all(r, r.dst != '0.0.0.0/0' && r.dst != '::/0')").message("routes must not have a default route, that is gateway"))]
+#[x_kube(validation = Rule::new("!has(self.routes) || self.routes.all(r, self.routes.exists_one(q, q.dst == r.dst))").message("a destination must not have two routes"))]
+#[x_kube(validation = Rule::new("!has(self.podAffinity) || (has(self.podAffinity.matchLabels) && self.podAffinity.matchLabels.size() > 0) || (has(self.podAffinity.matchExpressions) && self.podAffinity.matchExpressions.size() > 0)").message("podAffinity must not be empty"))]
 #[serde(rename_all = "camelCase")]
 pub struct SpiderIPPoolSpec {
     /// 4 or 6; follows from the subnet when it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == 4 || self == 6").message("must be 4 or 6"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("cannot be changed"))]
     pub ip_version: Option<i64>,
     /// The network that the addresses lie in, without host bits: `10.6.0.0/16`.
+    #[schemars(length(max = 43))]
+    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self) == cidr(self).masked()").message("must be a network without host bits, like 10.6.0.0/16"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("cannot be changed"))]
     pub subnet: String,
     /// Addresses `a` and ascending ranges `a-b` of the subnet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::ranges")]
     pub ips: Vec<String>,
     /// What of `ips` is not given out, in the same syntax.
     #[serde(rename = "excludeIPs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::ranges")]
     pub exclude_ips: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 39))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("must be an address"))]
     pub gateway: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub routes: Vec<PoolRoute>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub pod_affinity: Option<LabelSelector>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub namespace_affinity: Option<LabelSelector>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_affinity: Option<LabelSelector>,
     /// Namespaces that may use the pool; goes before `namespaceAffinity`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::names")]
     pub namespace_name: Vec<String>,
     /// Nodes that may use the pool; goes before `nodeAffinity`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::names")]
     pub node_name: Vec<String>,
     /// Networks that may use the pool, `namespace/name` or `name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::names")]
     pub multus_name: Vec<String>,
     /// The pool serves pods that name none.
     #[serde(default)]
@@ -76,10 +100,15 @@ pub struct SpiderIPPoolSpec {
 }
 
 /// A route that comes with an address.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("(isIP(self.dst) || isCIDR(self.dst)) && isIP(self.gw)").message("dst must be a network or an address, gw an address"))]
+#[x_kube(validation = Rule::new("!isCIDR(self.dst) || cidr(self.dst) == cidr(self.dst).masked()").message("dst must not have host bits set"))]
+#[x_kube(validation = Rule::new("!isIP(self.gw) || !(isIP(self.dst) || isCIDR(self.dst)) || ip(self.gw).family() == (isIP(self.dst) ? ip(self.dst).family() : cidr(self.dst).ip().family())").message("dst and gw must be of one family"))]
 pub struct PoolRoute {
     /// Network, or an address that stands for its /32 or /128.
+    #[schemars(length(max = 43))]
     pub dst: String,
+    #[schemars(length(max = 39))]
     pub gw: String,
 }
 

@@ -1,5 +1,6 @@
 //! SpiderMultusConfig: what a network is, in fields; a NetworkAttachmentDefinition is rendered from it (`nad::render`).
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,10 +17,19 @@ use super::coordinator::CoordinatorSettings;
     shortname = "smc",
     category = "spiderpool",
     namespaced,
+    status = "SpiderMultusConfigStatus",
     derive = "PartialEq",
     derive = "Default",
     doc = "A network, in fields; a NetworkAttachmentDefinition is made from it."
 )]
+#[x_kube(validation = Rule::new("has(self.macvlan) == (self.cniType == 'macvlan')").message("the block macvlan must be given with cniType macvlan, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ipvlan) == (self.cniType == 'ipvlan')").message("the block ipvlan must be given with cniType ipvlan, and only then"))]
+#[x_kube(validation = Rule::new("has(self.vlan) == (self.cniType == 'vlan')").message("the block vlan must be given with cniType vlan, and only then"))]
+#[x_kube(validation = Rule::new("has(self.sriov) == (self.cniType == 'sriov')").message("the block sriov must be given with cniType sriov, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ovs) == (self.cniType == 'ovs')").message("the block ovs must be given with cniType ovs, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ibsriov) == (self.cniType == 'ib-sriov')").message("the block ibsriov must be given with cniType ib-sriov, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ipoib) == (self.cniType == 'ipoib')").message("the block ipoib must be given with cniType ipoib, and only then"))]
+#[x_kube(validation = Rule::new("!has(self.customCNI) || self.customCNI == '' || self.cniType == 'custom'").message("customCNI is for cniType custom only"))]
 #[serde(rename_all = "camelCase")]
 pub struct SpiderMultusConfigSpec {
     #[serde(default)]
@@ -52,6 +62,7 @@ pub struct SpiderMultusConfigSpec {
     pub coordinator: Option<CoordinatorSettings>,
     /// Further plugins, each a JSON object as text, between the main plugin and the coordinator.
     #[serde(rename = "chainCNIJsonData", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
     pub chain_cni_json_data: Vec<String>,
 }
 
@@ -75,13 +86,16 @@ pub enum CniType {
 
 /// Macvlan and ipvlan.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("self.master.size() < 2 || has(self.bond)").message("two or more masters need a bond"))]
+#[x_kube(validation = Rule::new("!has(self.ippools) || !has(self.ippools.matchMasterSubnet) || !self.ippools.matchMasterSubnet").message("matchMasterSubnet is for sriov only"))]
 #[serde(rename_all = "camelCase")]
 pub struct MacvlanConfig {
     /// The parent; two or more are joined by `bond`.
+    #[schemars(schema_with = "crate::schema::masters")]
     pub master: Vec<String>,
     /// 0 takes the parent's.
     #[serde(default)]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 65535))]
     pub mtu: i32,
     /// VLAN of the parent; 0 or absent is none.
     #[serde(rename = "vlanID", skip_serializing_if = "Option::is_none")]
@@ -96,11 +110,15 @@ pub struct MacvlanConfig {
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("self.master.size() < 2 || has(self.bond)").message("two or more masters need a bond"))]
+#[x_kube(validation = Rule::new("!has(self.ippools) || !has(self.ippools.matchMasterSubnet) || !self.ippools.matchMasterSubnet").message("matchMasterSubnet is for sriov only"))]
+#[x_kube(validation = Rule::new("has(self.vlanMode) && self.vlanMode == 'auto' ? !has(self.vlanID) : (has(self.vlanID) && self.vlanID >= 1)").message("vlanID of 1 to 4094 must be given with vlanMode manual, and only then"))]
 #[serde(rename_all = "camelCase")]
 pub struct VlanConfig {
+    #[schemars(schema_with = "crate::schema::masters")]
     pub master: Vec<String>,
     #[serde(default)]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 65535))]
     pub mtu: i32,
     /// Needed with `vlanMode: manual`, refused with `auto`.
     #[serde(rename = "vlanID", skip_serializing_if = "Option::is_none")]
@@ -127,6 +145,7 @@ pub enum VlanMode {
 /// A bond that the parents are joined in.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bond {
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/:\s]+$"))]
     pub name: String,
     /// As the kernel numbers them: 0 balance-rr, 1 active-backup, 2 balance-xor, 3 broadcast, 4 802.3ad, 5 balance-tlb, 6 balance-alb.
     #[schemars(range(min = 0, max = 6))]
@@ -137,6 +156,8 @@ pub struct Bond {
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("has(self.resourceName) && self.resourceName != ''").message("resourceName must be given"))]
+#[x_kube(validation = Rule::new("!has(self.minTxRateMbps) || !has(self.maxTxRateMbps) || self.minTxRateMbps <= self.maxTxRateMbps").message("minTxRateMbps must not exceed maxTxRateMbps"))]
 #[serde(rename_all = "camelCase")]
 pub struct SriovConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,7 +166,7 @@ pub struct SriovConfig {
     #[schemars(range(min = 0, max = 4094))]
     pub vlan_id: Option<i32>,
     #[serde(default)]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 65535))]
     pub mtu: i32,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
@@ -160,13 +181,17 @@ pub struct SriovConfig {
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("!has(self.ippools) || !has(self.ippools.matchMasterSubnet) || !self.ippools.matchMasterSubnet").message("matchMasterSubnet is for sriov only"))]
 #[serde(rename_all = "camelCase")]
 pub struct OvsConfig {
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/:\s]+$"))]
     pub bridge: String,
     /// Access VLAN, or the native one beside `trunk`; absent leaves the port a trunk of every VLAN.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
     pub vlan: Option<i32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub trunk: Vec<OvsTrunk>,
     #[serde(rename = "deviceID", skip_serializing_if = "Option::is_none")]
     pub device_id: Option<String>,
@@ -176,6 +201,9 @@ pub struct OvsConfig {
 
 /// One VLAN (`id`), or `minID` to `maxID`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("has(self.minID) == has(self.maxID)").message("minID and maxID must be given together"))]
+#[x_kube(validation = Rule::new("!has(self.minID) || !has(self.maxID) || self.minID <= self.maxID").message("minID must not exceed maxID"))]
+#[x_kube(validation = Rule::new("has(self.id) || has(self.minID) || has(self.maxID)").message("id, or minID and maxID, must be given"))]
 pub struct OvsTrunk {
     #[serde(rename = "minID", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 4094))]
@@ -189,6 +217,8 @@ pub struct OvsTrunk {
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("has(self.resourceName) && self.resourceName != ''").message("resourceName must be given"))]
+#[x_kube(validation = Rule::new("!has(self.ippools) || !has(self.ippools.matchMasterSubnet) || !self.ippools.matchMasterSubnet").message("matchMasterSubnet is for sriov only"))]
 #[serde(rename_all = "camelCase")]
 pub struct IbSriovConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,4 +263,15 @@ pub struct PoolNames {
     /// Only pools whose subnet is that of the master (sriov only).
     #[serde(default)]
     pub match_master_subnet: bool,
+}
+
+/// Spiderpool has none; here it says why there is no NetworkAttachmentDefinition.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SpiderMultusConfigStatus {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }
