@@ -1,0 +1,99 @@
+//! The layers of ARCHITECTURE.md as a table: which crate may depend on which, and what thinking never sees.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+/// Layers from the top down. A crate may depend on crates of lower layers, and on those named beside it.
+pub const LAYERS: &[(&str, &[&str])] = &[
+    ("proof", &["integration-tests", "xtask"]),
+    ("processes", &["controller", "bridge-agent", "cli"]),
+    ("assembly", &["plumbing", "cni-ovs", "cni-macvlan", "cni-meta", "standalone"]),
+    ("hands", &["ovsdb", "netlink", "nm-integration", "runtime"]),
+    ("thinking", &["api", "cni", "ipam", "planner"]),
+    ("words", &["model"]),
+];
+
+/// Arrows within a layer. The hands do not know each other, processes meet in API objects or CNI messages.
+pub const WITHIN: &[(&str, &str)] = &[
+    ("planner", "cni"),
+    ("planner", "api"),
+    ("ipam", "api"),
+    ("cni-ovs", "plumbing"),
+    ("cni-macvlan", "plumbing"),
+    ("cni-meta", "plumbing"),
+];
+
+/// Crates that thinking and words never see, because each is I/O, a clock or async. `kube` is not among them: its derive
+/// macros write the kinds, and `api` uses nothing else of it (a test looks at the sources).
+pub const NOT_IN_THINKING: &[&str] =
+    &["tokio", "tokio-util", "futures-util", "hyper", "hyper-util", "tower", "nix", "netlink-sys", "rtnetlink", "zbus", "kube-client", "kube-runtime", "tracing", "tempfile"];
+
+/// The arrows of the workspace that the table does not allow, one sentence each, from `cargo metadata --no-deps`.
+/// Dev-dependencies are not arrows: a test may use what it judges.
+pub fn violations(metadata: &Value) -> Vec<String> {
+    let layer: BTreeMap<&str, usize> = LAYERS.iter().enumerate().flat_map(|(i, (_, crates))| crates.iter().map(move |c| (*c, i))).collect();
+    let mut out = Vec::new();
+    let mut seen = BTreeSet::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default();
+        seen.insert(name.to_owned());
+        let Some(&from) = layer.get(name) else {
+            out.push(format!("{name} has no layer, add it to the table"));
+            continue;
+        };
+        for dep in package["dependencies"].as_array().into_iter().flatten() {
+            if dep["kind"].as_str() == Some("dev") {
+                continue;
+            }
+            let on = dep["name"].as_str().unwrap_or_default();
+            match layer.get(on) {
+                Some(&to) if to > from || WITHIN.contains(&(name, on)) => {}
+                Some(&to) => out.push(format!("{name} ({}) must not depend on {on} ({})", LAYERS[from].0, LAYERS[to].0)),
+                None if from >= 4 && NOT_IN_THINKING.contains(&on) => out.push(format!("{name} ({}) must not depend on {on}", LAYERS[from].0)),
+                None => {}
+            }
+        }
+    }
+    for (_, crates) in LAYERS {
+        for missing in crates.iter().filter(|c| !seen.contains(**c)) {
+            out.push(format!("{missing} is in the table of layers and not in the workspace"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn with(name: &str, on: &str, kind: Option<&str>) -> Vec<String> {
+        let packages: Vec<Value> = LAYERS
+            .iter()
+            .flat_map(|(_, c)| c.iter())
+            .map(|c| json!({"name": c, "dependencies": if *c == name { json!([{"name": on, "kind": kind}]) } else { json!([]) }}))
+            .collect();
+        violations(&json!({ "packages": packages }))
+    }
+
+    #[test]
+    fn arrows_point_down() {
+        assert_eq!(with("controller", "planner", None), Vec::<String>::new());
+        assert_eq!(with("planner", "netlink", None), ["planner (thinking) must not depend on netlink (hands)"]);
+        assert_eq!(with("ovsdb", "netlink", None), ["ovsdb (hands) must not depend on netlink (hands)"]);
+        assert_eq!(with("controller", "bridge-agent", None), ["controller (processes) must not depend on bridge-agent (processes)"]);
+    }
+
+    #[test]
+    fn thinking_sees_no_runtime() {
+        assert_eq!(with("ipam", "tokio", None), ["ipam (thinking) must not depend on tokio"]);
+        assert_eq!(with("ipam", "tokio", Some("dev")), Vec::<String>::new());
+        assert_eq!(with("ovsdb", "tokio", None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_crate_without_a_layer_is_told() {
+        assert!(violations(&json!({"packages": [{"name": "other", "dependencies": []}]})).contains(&"other has no layer, add it to the table".to_owned()));
+    }
+}
