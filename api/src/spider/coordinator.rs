@@ -32,7 +32,7 @@ pub struct CoordinatorSettings {
     #[serde(rename = "podCIDRType", skip_serializing_if = "Option::is_none")]
     pub pod_cidr_type: Option<PodCidrType>,
     /// Networks, or addresses that stand for their /32 or /128, that a pod reaches through its node.
-    #[serde(rename = "hijackCIDR", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "hijackCIDR", default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::cidrs_or_ips")]
     pub hijack_cidr: Option<Vec<String>>,
     /// Routes for the NIC's own table.

@@ -45,6 +45,7 @@ pub struct SpiderEndpointStatus {
 pub struct EndpointNow {
     pub uid: String,
     pub node: String,
+    #[schemars(length(max = 32))]
     pub ips: Vec<EndpointIp>,
 }
 
@@ -74,6 +75,7 @@ pub struct EndpointIp {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clean_gateway: Option<bool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub routes: Vec<PoolRoute>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,

@@ -36,8 +36,8 @@ use serde::{Deserialize, Serialize};
     )
 )]
 #[x_kube(validation = Rule::new("!has(self.ipVersion) || !isCIDR(self.subnet) || cidr(self.subnet).ip().family() == self.ipVersion").message("ipVersion must be that of subnet"))]
-#[x_kube(validation = Rule::new("!has(self.ips) || !isCIDR(self.subnet) || self.ips.all(r, r.split('-').all(a, !isIP(a) || cidr(self.subnet).containsIP(a)))").message("ips must lie in subnet"))]
-#[x_kube(validation = Rule::new("!has(self.excludeIPs) || !isCIDR(self.subnet) || self.excludeIPs.all(r, r.split('-').all(a, !isIP(a) || cidr(self.subnet).containsIP(a)))").message("excludeIPs must lie in subnet"))]
+#[x_kube(validation = Rule::new("!has(self.ips) || !isCIDR(self.subnet) || self.ips.all(r, [r.split('-')[0], r.split('-')[r.split('-').size() - 1]].all(a, !isIP(a) || cidr(self.subnet).containsIP(a)))").message("ips must lie in subnet"))]
+#[x_kube(validation = Rule::new("!has(self.excludeIPs) || !isCIDR(self.subnet) || self.excludeIPs.all(r, [r.split('-')[0], r.split('-')[r.split('-').size() - 1]].all(a, !isIP(a) || cidr(self.subnet).containsIP(a)))").message("excludeIPs must lie in subnet"))]
 #[x_kube(validation = Rule::new("!has(self.gateway) || !isCIDR(self.subnet) || !isIP(self.gateway) || cidr(self.subnet).containsIP(self.gateway)").message("gateway must lie in subnet"))]
 #[x_kube(validation = Rule::new("!has(self.routes) || !isCIDR(self.subnet) || self.routes.all(r, !isIP(r.gw) || cidr(self.subnet).containsIP(r.gw))").message("the gateways of routes must lie in subnet"))]
 #[x_kube(validation = Rule::new("!has(self.routes) || self.routes.all(r, r.dst != '0.0.0.0/0' && r.dst != '::/0')").message("routes must not have a default route, that is gateway"))]

@@ -22,14 +22,14 @@ use super::coordinator::CoordinatorSettings;
     derive = "Default",
     doc = "A network, in fields; a NetworkAttachmentDefinition is made from it."
 )]
-#[x_kube(validation = Rule::new("has(self.macvlan) == (self.cniType == 'macvlan')").message("the block macvlan must be given with cniType macvlan, and only then"))]
-#[x_kube(validation = Rule::new("has(self.ipvlan) == (self.cniType == 'ipvlan')").message("the block ipvlan must be given with cniType ipvlan, and only then"))]
-#[x_kube(validation = Rule::new("has(self.vlan) == (self.cniType == 'vlan')").message("the block vlan must be given with cniType vlan, and only then"))]
-#[x_kube(validation = Rule::new("has(self.sriov) == (self.cniType == 'sriov')").message("the block sriov must be given with cniType sriov, and only then"))]
-#[x_kube(validation = Rule::new("has(self.ovs) == (self.cniType == 'ovs')").message("the block ovs must be given with cniType ovs, and only then"))]
-#[x_kube(validation = Rule::new("has(self.ibsriov) == (self.cniType == 'ib-sriov')").message("the block ibsriov must be given with cniType ib-sriov, and only then"))]
-#[x_kube(validation = Rule::new("has(self.ipoib) == (self.cniType == 'ipoib')").message("the block ipoib must be given with cniType ipoib, and only then"))]
-#[x_kube(validation = Rule::new("!has(self.customCNI) || self.customCNI == '' || self.cniType == 'custom'").message("customCNI is for cniType custom only"))]
+#[x_kube(validation = Rule::new("has(self.macvlan) == (has(self.cniType) && self.cniType == 'macvlan')").message("the block macvlan must be given with cniType macvlan, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ipvlan) == (has(self.cniType) && self.cniType == 'ipvlan')").message("the block ipvlan must be given with cniType ipvlan, and only then"))]
+#[x_kube(validation = Rule::new("has(self.vlan) == (has(self.cniType) && self.cniType == 'vlan')").message("the block vlan must be given with cniType vlan, and only then"))]
+#[x_kube(validation = Rule::new("has(self.sriov) == (has(self.cniType) && self.cniType == 'sriov')").message("the block sriov must be given with cniType sriov, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ovs) == (has(self.cniType) && self.cniType == 'ovs')").message("the block ovs must be given with cniType ovs, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ibsriov) == (has(self.cniType) && self.cniType == 'ib-sriov')").message("the block ibsriov must be given with cniType ib-sriov, and only then"))]
+#[x_kube(validation = Rule::new("has(self.ipoib) == (has(self.cniType) && self.cniType == 'ipoib')").message("the block ipoib must be given with cniType ipoib, and only then"))]
+#[x_kube(validation = Rule::new("!has(self.customCNI) || self.customCNI == '' || !has(self.cniType) || self.cniType == 'custom'").message("customCNI is for cniType custom only"))]
 #[serde(rename_all = "camelCase")]
 pub struct SpiderMultusConfigSpec {
     #[serde(default)]
