@@ -88,9 +88,7 @@ impl Client {
     /// Starts the task that connects, and reconnects for ever; returns at once. Must be called within a tokio runtime.
     pub fn connect(connector: impl Connector, config: Config) -> Self {
         let (commands, inbox) = mpsc::channel(MAX_QUEUED);
-        let (state_sender, state) = watch::channel(State::Disconnected {
-            reason: "not tried yet".into(),
-        });
+        let (state_sender, state) = watch::channel(State::Disconnected { reason: "not tried yet".into() });
         let inner = Inner {
             database: config.database.clone(),
             max_message_len: config.max_message_len,
@@ -129,10 +127,7 @@ impl Client {
     /// shows it. Without a connection it fails at once with [`Error::NotConnected`]; it has no time limit of its own.
     pub async fn transact(&self, operations: Vec<Operation>) -> Result<Vec<OpResult>, Error> {
         operations.iter().try_for_each(Operation::check)?;
-        let params = TransactParams {
-            database: &self.inner.database,
-            operations: &operations,
-        };
+        let params = TransactParams { database: &self.inner.database, operations: &operations };
         let reply = self.call("transact", &params).await?;
         let described: Vec<String> = operations.iter().map(Operation::describe).collect();
         parse_results(&described, &reply)
@@ -141,10 +136,7 @@ impl Client {
     /// Names of the databases that the server has.
     pub async fn list_dbs(&self) -> Result<Vec<String>, Error> {
         let reply = self.call("list_dbs", &[(); 0]).await?;
-        serde_json::from_str(reply.get()).map_err(|error| Error::Reply {
-            method: "list_dbs",
-            reason: error.to_string(),
-        })
+        serde_json::from_str(reply.get()).map_err(|error| Error::Reply { method: "list_dbs", reason: error.to_string() })
     }
 
     /// Asks the server for a sign of life.
@@ -157,16 +149,9 @@ impl Client {
     pub async fn monitor(&self, request: MonitorRequest) -> Result<Replica, Error> {
         let shared = Arc::new(Shared::default());
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let command = Command::Monitor {
-            id,
-            request,
-            shared: Arc::downgrade(&shared),
-        };
+        let command = Command::Monitor { id, request, shared: Arc::downgrade(&shared) };
         self.send(command).await?;
-        Ok(Replica {
-            shared,
-            client: self.clone(),
-        })
+        Ok(Replica { shared, client: self.clone() })
     }
 
     /// Asks for a lock, over reconnects too, until the returned handle is dropped: see [`Lock::held`]. One handle per
@@ -174,55 +159,30 @@ impl Client {
     pub async fn lock(&self, name: &str) -> Result<Lock, Error> {
         check_identifier("lock", name)?;
         let (held, receiver) = watch::channel(false);
-        self.send(Command::Lock {
-            name: name.to_owned(),
-            held,
-        })
-        .await?;
-        Ok(Lock {
-            held: receiver,
-            _client: self.clone(),
-        })
+        self.send(Command::Lock { name: name.to_owned(), held }).await?;
+        Ok(Lock { held: receiver, _client: self.clone() })
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {
-        let stopped = |_| Error::NotConnected {
-            reason: "the connection's task has ended".into(),
-        };
+        let stopped = |_| Error::NotConnected { reason: "the connection's task has ended".into() };
         self.inner.commands.send(command).await.map_err(stopped)
     }
 
     /// One request and its reply.
     async fn call(&self, method: &'static str, params: &impl Serialize) -> Result<Box<RawValue>, Error> {
-        let params = serde_json::value::to_raw_value(params).map_err(|error| Error::Encode {
-            method,
-            reason: error.to_string(),
-        })?;
+        let params =
+            serde_json::value::to_raw_value(params).map_err(|error| Error::Encode { method, reason: error.to_string() })?;
         let (len, max) = (params.get().len() + ENVELOPE_LEN, self.inner.max_message_len);
         if len > max {
             return Err(Error::TooLong { len, max });
         }
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Call {
-            id,
-            method,
-            params,
-            reply,
-        })
-        .await?;
-        let mut guard = CancelOnDrop {
-            commands: &self.inner.commands,
-            id,
-            armed: method == "transact",
-        };
+        self.send(Command::Call { id, method, params, reply }).await?;
+        let mut guard = CancelOnDrop { commands: &self.inner.commands, id, armed: method == "transact" };
         let result = answer.await;
         guard.armed = false;
-        result.unwrap_or_else(|_| {
-            Err(Error::Disconnected {
-                reason: "the connection's task has ended".into(),
-            })
-        })
+        result.unwrap_or_else(|_| Err(Error::Disconnected { reason: "the connection's task has ended".into() }))
     }
 }
 

@@ -40,13 +40,7 @@ pub struct JsonCodec {
 
 impl JsonCodec {
     pub fn new(max_len: usize) -> Self {
-        JsonCodec {
-            max_len,
-            scanned: 0,
-            depth: 0,
-            in_string: false,
-            escape: false,
-        }
+        JsonCodec { max_len, scanned: 0, depth: 0, in_string: false, escape: false }
     }
 
     /// Goes on from `scanned`; the length of the message when its last brace was found.
@@ -184,14 +178,8 @@ mod tests {
         let text = format!("{{\"a\":\"{}\"}}", "x".repeat(92));
         assert_eq!(text.len(), 100);
         assert_eq!(decode_in(&[text.as_bytes()], 100).unwrap().len(), 1);
-        assert!(matches!(
-            decode_in(&[text.as_bytes()], 99),
-            Err(CodecError::TooLong { max: 99 })
-        ));
-        assert!(matches!(
-            decode_in(&[&text.as_bytes()[..99]], 98),
-            Err(CodecError::TooLong { max: 98 })
-        ));
+        assert!(matches!(decode_in(&[text.as_bytes()], 99), Err(CodecError::TooLong { max: 99 })));
+        assert!(matches!(decode_in(&[&text.as_bytes()[..99]], 98), Err(CodecError::TooLong { max: 98 })));
     }
 
     #[test]
@@ -203,29 +191,20 @@ mod tests {
     #[test]
     fn what_is_no_object_is_refused() {
         for text in ["[1]", "null", "x", "}"] {
-            assert!(
-                matches!(decode_in(&[text.as_bytes()], 100), Err(CodecError::NotAnObject { .. })),
-                "{text}"
-            );
+            assert!(matches!(decode_in(&[text.as_bytes()], 100), Err(CodecError::NotAnObject { .. })), "{text}");
         }
     }
 
     #[test]
     fn stream_ending_within_a_message_is_an_error() {
-        assert!(matches!(
-            decode_in(&[b"{}{\"a\":"], 100),
-            Err(CodecError::Truncated { len: 5 })
-        ));
+        assert!(matches!(decode_in(&[b"{}{\"a\":"], 100), Err(CodecError::Truncated { len: 5 })));
     }
 
     #[test]
     fn encoder_refuses_what_the_peer_would_not_take() {
         let mut buffer = BytesMut::new();
         let mut codec = JsonCodec::new(10);
-        assert!(matches!(
-            codec.encode(json!({"a": "0123456789"}), &mut buffer),
-            Err(CodecError::TooLong { max: 10 })
-        ));
+        assert!(matches!(codec.encode(json!({"a": "0123456789"}), &mut buffer), Err(CodecError::TooLong { max: 10 })));
         assert!(buffer.is_empty());
         codec.encode(json!({}), &mut buffer).unwrap();
         assert_eq!(&buffer[..], b"{}");

@@ -42,24 +42,10 @@ const MAX_UNSENT: usize = 1 << 20;
 const MAX_UNSENT_ANSWERS: usize = 4 << 20;
 
 pub(crate) enum Command {
-    Call {
-        id: u64,
-        method: &'static str,
-        params: Box<RawValue>,
-        reply: Reply,
-    },
-    Cancel {
-        id: u64,
-    },
-    Monitor {
-        id: u64,
-        request: MonitorRequest,
-        shared: Weak<Shared>,
-    },
-    Lock {
-        name: String,
-        held: watch::Sender<bool>,
-    },
+    Call { id: u64, method: &'static str, params: Box<RawValue>, reply: Reply },
+    Cancel { id: u64 },
+    Monitor { id: u64, request: MonitorRequest, shared: Weak<Shared> },
+    Lock { name: String, held: watch::Sender<bool> },
 }
 
 impl fmt::Debug for Command {
@@ -109,14 +95,7 @@ struct Monitor {
 
 impl<C: Connector> Actor<C> {
     pub(crate) fn new(connector: C, config: Config, inbox: mpsc::Receiver<Command>, state: watch::Sender<State>) -> Self {
-        Actor {
-            connector,
-            config,
-            inbox,
-            state,
-            monitors: BTreeMap::new(),
-            locks: BTreeMap::new(),
-        }
+        Actor { connector, config, inbox, state, monitors: BTreeMap::new(), locks: BTreeMap::new() }
     }
 
     pub(crate) async fn run(mut self) {
@@ -148,14 +127,7 @@ impl<C: Connector> Actor<C> {
     /// `None` when the last handle is gone.
     async fn connect(&mut self) -> Option<io::Result<C::Stream>> {
         // Connecting borrows the connector while commands are refused, so the two are taken apart for its duration.
-        let Actor {
-            connector,
-            config,
-            inbox,
-            state,
-            monitors,
-            locks,
-        } = self;
+        let Actor { connector, config, inbox, state, monitors, locks } = self;
         let connecting = tokio::time::timeout(config.connect_timeout, connector.connect());
         tokio::pin!(connecting);
         loop {
@@ -192,9 +164,7 @@ impl<C: Connector> Actor<C> {
             warn!(server = self.connector.describe(), %reason, "OVSDB connection broke");
         }
         // Replicas and locks first: a caller that is told of the break shall not find them as before.
-        self.state.send_replace(State::Disconnected {
-            reason: Arc::clone(&reason),
-        });
+        self.state.send_replace(State::Disconnected { reason: Arc::clone(&reason) });
         for shared in self.monitors.values().filter_map(|monitor| monitor.shared.upgrade()) {
             shared.set_synced(false);
         }
@@ -204,9 +174,7 @@ impl<C: Connector> Actor<C> {
         for waiting in in_flight.into_values() {
             if let InFlight::Call { reply, .. } = waiting {
                 // Whether anybody still waits does not matter.
-                let _ = reply.send(Err(Error::Disconnected {
-                    reason: Arc::clone(&reason),
-                }));
+                let _ = reply.send(Err(Error::Disconnected { reason: Arc::clone(&reason) }));
             }
         }
         ended.err()
@@ -382,21 +350,13 @@ impl<'a, C: Connector> Session<'a, C> {
         match command {
             // The caller gave up before it was sent.
             Command::Call { reply, .. } if reply.is_closed() => {}
-            Command::Call {
-                id,
-                method,
-                params,
-                reply,
-            } => {
+            Command::Call { id, method, params, reply } => {
                 let id = RequestId::Caller(id);
                 match self.send(Request { id, method, params }) {
                     Ok(()) => drop(self.in_flight.insert(id, InFlight::Call { method, reply })),
                     // Appends all or nothing, so the connection goes on.
                     Err(error) => {
-                        let _ = reply.send(Err(Error::Encode {
-                            method,
-                            reason: error.to_string(),
-                        }));
+                        let _ = reply.send(Err(Error::Encode { method, reason: error.to_string() }));
                     }
                 }
             }
@@ -454,19 +414,13 @@ impl<'a, C: Connector> Session<'a, C> {
 
     fn reply(&mut self, id: Option<&RawValue>, result: Option<&RawValue>, error: Option<&RawValue>) -> Result<(), Broken> {
         let Some(waiting) = id.and_then(RequestId::parse).and_then(|id| self.in_flight.remove(&id)) else {
-            debug!(
-                id = id.map(RawValue::get),
-                "reply of the OVSDB server to nothing that was asked"
-            );
+            debug!(id = id.map(RawValue::get), "reply of the OVSDB server to nothing that was asked");
             return Ok(());
         };
         let answer = |method: &'static str| match (result, error) {
             (_, Some(error)) => Err(parse_refusal(method, error)),
             (Some(result), None) => Ok(result),
-            (None, None) => Err(Error::Reply {
-                method,
-                reason: "it has neither result nor error".to_owned(),
-            }),
+            (None, None) => Err(Error::Reply { method, reason: "it has neither result nor error".to_owned() }),
         };
         match waiting {
             InFlight::Call { method, reply } => {
@@ -502,11 +456,7 @@ impl<'a, C: Connector> Session<'a, C> {
 
     /// The server is what we look for: everything that outlives a connection is asked for again.
     fn begin(&mut self, schema: Arc<Schema>) -> Result<(), Broken> {
-        info!(
-            server = self.actor.connector.describe(),
-            version = schema.version,
-            "OVSDB connected"
-        );
+        info!(server = self.actor.connector.describe(), version = schema.version, "OVSDB connected");
         self.schema = Some(Arc::clone(&schema));
         self.actor.monitors.retain(|_, monitor| monitor.shared.strong_count() > 0);
         self.actor.locks.retain(|_, held| !held.is_closed());

@@ -36,13 +36,8 @@ impl FromStr for Endpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let refused = |rule| Error::Endpoint {
-            endpoint: text.to_owned(),
-            rule,
-        };
-        let (scheme, rest) = text
-            .split_once(':')
-            .ok_or_else(|| refused("expected unix:PATH or tcp:HOST:PORT"))?;
+        let refused = |rule| Error::Endpoint { endpoint: text.to_owned(), rule };
+        let (scheme, rest) = text.split_once(':').ok_or_else(|| refused("expected unix:PATH or tcp:HOST:PORT"))?;
         match scheme {
             "unix" if rest.is_empty() => Err(refused("the path is empty")),
             "unix" => Ok(Endpoint::Unix(rest.into())),
@@ -57,10 +52,7 @@ impl FromStr for Endpoint {
                     return Err(refused("the host is empty"));
                 }
                 match port.parse() {
-                    Ok(port) if port != 0 => Ok(Endpoint::Tcp {
-                        host: host.to_owned(),
-                        port,
-                    }),
+                    Ok(port) if port != 0 => Ok(Endpoint::Tcp { host: host.to_owned(), port }),
                     _ => Err(refused("the port is not a number from 1 to 65535")),
                 }
             }
@@ -106,12 +98,7 @@ mod tests {
 
     #[test]
     fn endpoints_read_back_as_written() {
-        for text in [
-            "unix:/run/openvswitch/db.sock",
-            "tcp:127.0.0.1:6640",
-            "tcp:[::1]:6640",
-            "tcp:host:1",
-        ] {
+        for text in ["unix:/run/openvswitch/db.sock", "tcp:127.0.0.1:6640", "tcp:[::1]:6640", "tcp:host:1"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
     }
@@ -128,10 +115,7 @@ mod tests {
             ("tcp:h:65536", "the port is not a number from 1 to 65535"),
             ("ssl:h:6640", "ssl is not supported"),
         ] {
-            assert_eq!(
-                text.parse::<Endpoint>().unwrap_err().to_string(),
-                format!("endpoint {text:?}: {rule}")
-            );
+            assert_eq!(text.parse::<Endpoint>().unwrap_err().to_string(), format!("endpoint {text:?}: {rule}"));
         }
     }
 }

@@ -31,11 +31,7 @@ pub enum Error {
 
     /// The server refused the request as a whole (RFC 7047 section 4: member `error` of the reply).
     #[error("OVSDB server refused {method}: {error}{}", detail(.details))]
-    Refused {
-        method: &'static str,
-        error: String,
-        details: String,
-    },
+    Refused { method: &'static str, error: String, details: String },
 
     /// One operation failed; the transaction was not committed.
     #[error("OVSDB operation {index} ({operation}) failed: {error}{}", detail(.details))]
@@ -143,19 +139,12 @@ impl Error {
 
     /// RFC 7047 section 5.2: the server, not the request, is at fault.
     fn is_resource_trouble(&self) -> bool {
-        matches!(
-            self.server_error(),
-            Some("resources exhausted" | "I/O error" | "not owner" | "canceled")
-        )
+        matches!(self.server_error(), Some("resources exhausted" | "I/O error" | "not owner" | "canceled"))
     }
 }
 
 fn detail(details: &str) -> String {
-    if details.is_empty() {
-        String::new()
-    } else {
-        format!(" ({details})")
-    }
+    if details.is_empty() { String::new() } else { format!(" ({details})") }
 }
 
 #[cfg(test)]
@@ -170,10 +159,7 @@ mod tests {
             error: "constraint violation".into(),
             details: "tag 5000".into(),
         };
-        assert_eq!(
-            error.to_string(),
-            "OVSDB operation 2 (insert Port) failed: constraint violation (tag 5000)"
-        );
+        assert_eq!(error.to_string(), "OVSDB operation 2 (insert Port) failed: constraint violation (tag 5000)");
         assert!(error.is_constraint_violation() && error.retry() == Retry::Never);
     }
 

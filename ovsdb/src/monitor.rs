@@ -87,10 +87,7 @@ pub struct Table<R> {
 
 impl<R> Default for Table<R> {
     fn default() -> Self {
-        Table {
-            rows: HashMap::new(),
-            by_name: HashMap::new(),
-        }
+        Table { rows: HashMap::new(), by_name: HashMap::new() }
     }
 }
 
@@ -128,10 +125,7 @@ impl<R: Row> Table<R> {
                 return Err(UpdateError::UnknownRow { uuid: *uuid });
             }
             for (column, value) in columns {
-                R::check(column, value).map_err(|source| UpdateError::Value {
-                    column: column.clone(),
-                    source,
-                })?;
+                R::check(column, value).map_err(|source| UpdateError::Value { column: column.clone(), source })?;
             }
         }
         Ok(())
@@ -139,19 +133,15 @@ impl<R: Row> Table<R> {
 
     fn apply(&mut self, changes: RowChanges, is_composite: impl Fn(&str) -> bool) -> Result<(), UpdateError> {
         // Deletions first: a name may pass from a deleted row to a new one within a transaction.
-        let (deletions, changes): (Vec<_>, Vec<_>) = changes
-            .into_iter()
-            .partition(|(_, change)| matches!(change, RowChange::Delete(_)));
+        let (deletions, changes): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|(_, change)| matches!(change, RowChange::Delete(_)));
         for (uuid, _) in deletions {
             if let Some(name) = self.rows.remove(&uuid).as_deref().and_then(R::name) {
                 self.by_name.remove(name);
             }
         }
         for (uuid, change) in changes {
-            let failed = |column: &str, source| UpdateError::Value {
-                column: column.to_owned(),
-                source,
-            };
+            let failed = |column: &str, source| UpdateError::Value { column: column.to_owned(), source };
             match change {
                 RowChange::Delete(_) => {}
                 RowChange::Initial(columns) | RowChange::Insert(columns) => {
@@ -169,11 +159,7 @@ impl<R: Row> Table<R> {
                     // Names are immutable in the schema, so the index stands. A row that a snapshot holds is copied.
                     let row = Arc::make_mut(row);
                     for (column, value) in columns {
-                        let done = if is_composite(&column) {
-                            row.apply_diff(&column, value)
-                        } else {
-                            row.set(&column, value)
-                        };
+                        let done = if is_composite(&column) { row.apply_diff(&column, value) } else { row.set(&column, value) };
                         done.map_err(|source| failed(&column, source))?;
                     }
                 }
@@ -351,15 +337,13 @@ impl Replica {
 
     /// Waits until the content follows the server.
     pub async fn synced(&self, timeout: Duration) -> Result<(), Error> {
-        self.wait_until(timeout, "the OVSDB replica was not synchronised", |_| Some(()))
-            .await
+        self.wait_until(timeout, "the OVSDB replica was not synchronised", |_| Some(())).await
     }
 
     /// Waits until `f` finds what it looks for. It is called once at first and then after every change, while the
     /// content follows the server.
     pub async fn wait_for<T>(&self, timeout: Duration, f: impl FnMut(&Db) -> Option<T>) -> Result<T, Error> {
-        self.wait_until(timeout, "what was waited for did not come about in OVSDB", f)
-            .await
+        self.wait_until(timeout, "what was waited for did not come about in OVSDB", f).await
     }
 
     async fn wait_until<T>(
@@ -380,10 +364,7 @@ impl Replica {
                 let _ = status.changed().await;
             }
         });
-        found.await.map_err(|_| Error::Timeout {
-            what,
-            waited_ms: millis(timeout),
-        })
+        found.await.map_err(|_| Error::Timeout { what, waited_ms: millis(timeout) })
     }
 
     /// Commits, and waits until ovs-vswitchd says that it has acted on it: increments `next_cfg` within the transaction
@@ -393,28 +374,16 @@ impl Replica {
     /// That a device could not be opened is no failure of the transaction: see `ofport` and `error` of the interface.
     pub async fn transact_and_wait(&self, mut operations: Vec<Operation>, timeout: Duration) -> Result<Vec<OpResult>, Error> {
         let count = operations.len();
-        operations.push(Operation::mutate(
-            "Open_vSwitch",
-            Vec::new(),
-            vec![Mutation::add("next_cfg", 1)],
-        ));
+        operations.push(Operation::mutate("Open_vSwitch", Vec::new(), vec![Mutation::add("next_cfg", 1)]));
         operations.push(Operation::select_columns("Open_vSwitch", Vec::new(), &["next_cfg"]));
         let mut results = self.client.transact(operations).await?;
-        let row = results
-            .pop()
-            .and_then(|result| result.rows().and_then(|rows| rows.first().cloned()));
-        let next_cfg = row
-            .as_ref()
-            .and_then(|row| row.get("next_cfg"))
-            .and_then(Value::as_atom)
-            .and_then(|atom| atom.as_integer());
+        let row = results.pop().and_then(|result| result.rows().and_then(|rows| rows.first().cloned()));
+        let next_cfg =
+            row.as_ref().and_then(|row| row.get("next_cfg")).and_then(Value::as_atom).and_then(|atom| atom.as_integer());
         results.truncate(count);
         let next_cfg = next_cfg.ok_or(Error::NoRootRow)?;
         let applied = |db: &Db| db.open_vswitch().filter(|row| row.cur_cfg >= next_cfg).map(drop);
-        self.wait_until(timeout, "", applied).await.map_err(|_| Error::NotApplied {
-            next_cfg,
-            waited_ms: millis(timeout),
-        })?;
+        self.wait_until(timeout, "", applied).await.map_err(|_| Error::NotApplied { next_cfg, waited_ms: millis(timeout) })?;
         Ok(results)
     }
 }
@@ -439,10 +408,7 @@ impl Shared {
     /// Replaces everything by the reply of `monitor_cond`.
     pub(crate) fn reset(&self, schema: &Arc<Schema>, reply: &RawValue) -> Result<(), UpdateError> {
         let updates: TableUpdates = serde_json::from_str(reply.get()).map_err(UpdateError::Parse)?;
-        let mut db = Db {
-            schema: Arc::clone(schema),
-            ..Db::default()
-        };
+        let mut db = Db { schema: Arc::clone(schema), ..Db::default() };
         db.apply(updates)?;
         *self.db.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(db);
         self.set_synced(true);
@@ -464,10 +430,7 @@ impl Shared {
         self.status.send_if_modified(|status| {
             let changed = synced || status.synced;
             if changed {
-                *status = Status {
-                    version: status.version + 1,
-                    synced,
-                };
+                *status = Status { version: status.version + 1, synced };
             }
             changed
         });

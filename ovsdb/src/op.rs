@@ -49,11 +49,7 @@ pub struct Condition {
 
 impl Condition {
     pub fn new(column: impl Into<String>, function: Function, value: impl Into<Value>) -> Self {
-        Condition {
-            column: column.into(),
-            function,
-            value: value.into(),
-        }
+        Condition { column: column.into(), function, value: value.into() }
     }
 
     pub fn equal(column: impl Into<String>, value: impl Into<Value>) -> Self {
@@ -90,11 +86,7 @@ pub struct Mutation {
 
 impl Mutation {
     pub fn new(column: impl Into<String>, mutator: Mutator, value: impl Into<Value>) -> Self {
-        Mutation {
-            column: column.into(),
-            mutator,
-            value: value.into(),
-        }
+        Mutation { column: column.into(), mutator, value: value.into() }
     }
 
     pub fn add(column: impl Into<String>, value: impl Into<Value>) -> Self {
@@ -117,10 +109,7 @@ impl Mutation {
     /// Sets map keys whatever they were: `insert` alone keeps an old value, so the keys are deleted first.
     pub fn set_keys<'a>(column: &str, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> [Self; 2] {
         let pairs: Vec<(&str, &str)> = pairs.into_iter().collect();
-        [
-            Mutation::delete_keys(column, pairs.iter().map(|(key, _)| *key)),
-            Mutation::insert(column, Value::map(pairs)),
-        ]
+        [Mutation::delete_keys(column, pairs.iter().map(|(key, _)| *key)), Mutation::insert(column, Value::map(pairs))]
     }
 }
 
@@ -183,11 +172,7 @@ pub enum Operation {
 
 impl Operation {
     pub fn insert(table: impl Into<String>, row: Columns) -> Self {
-        Operation::Insert {
-            table: table.into(),
-            row,
-            uuid_name: None,
-        }
+        Operation::Insert { table: table.into(), row, uuid_name: None }
     }
 
     /// Names the row of an insert; does nothing to another operation.
@@ -200,42 +185,23 @@ impl Operation {
     }
 
     pub fn select(table: impl Into<String>, condition: Vec<Condition>) -> Self {
-        Operation::Select {
-            table: table.into(),
-            condition,
-            columns: None,
-        }
+        Operation::Select { table: table.into(), condition, columns: None }
     }
 
     pub fn select_columns(table: impl Into<String>, condition: Vec<Condition>, columns: &[&str]) -> Self {
-        Operation::Select {
-            table: table.into(),
-            condition,
-            columns: Some(owned(columns)),
-        }
+        Operation::Select { table: table.into(), condition, columns: Some(owned(columns)) }
     }
 
     pub fn update(table: impl Into<String>, condition: Vec<Condition>, row: Columns) -> Self {
-        Operation::Update {
-            table: table.into(),
-            condition,
-            row,
-        }
+        Operation::Update { table: table.into(), condition, row }
     }
 
     pub fn mutate(table: impl Into<String>, condition: Vec<Condition>, mutations: Vec<Mutation>) -> Self {
-        Operation::Mutate {
-            table: table.into(),
-            condition,
-            mutations,
-        }
+        Operation::Mutate { table: table.into(), condition, mutations }
     }
 
     pub fn delete(table: impl Into<String>, condition: Vec<Condition>) -> Self {
-        Operation::Delete {
-            table: table.into(),
-            condition,
-        }
+        Operation::Delete { table: table.into(), condition }
     }
 
     /// Compare-and-set guard: the transaction goes on only if the rows that match are exactly `rows` now.
@@ -293,9 +259,7 @@ impl Operation {
     /// What the server would answer with a bare `syntax error`.
     pub(crate) fn check(&self) -> Result<(), Error> {
         match self {
-            Operation::Insert {
-                uuid_name: Some(name), ..
-            } => check_identifier("uuid-name", name),
+            Operation::Insert { uuid_name: Some(name), .. } => check_identifier("uuid-name", name),
             Operation::Assert { lock } => check_identifier("lock", lock),
             _ => Ok(()),
         }
@@ -309,10 +273,7 @@ pub(crate) fn check_identifier(field: &'static str, value: &str) -> Result<(), E
     if starts && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
         return Ok(());
     }
-    Err(Error::Identifier {
-        field,
-        value: value.to_owned(),
-    })
+    Err(Error::Identifier { field, value: value.to_owned() })
 }
 
 fn owned(names: &[&str]) -> Vec<String> {
@@ -365,42 +326,26 @@ struct RawResult {
 /// The result array of `transact`. One result an operation; after the first failure `null` for what was not tried;
 /// when all went well but the commit did not, one extra element with the error.
 pub(crate) fn parse_results(operations: &[String], reply: &RawValue) -> Result<Vec<OpResult>, Error> {
-    let malformed = |reason: String| Error::Reply {
-        method: "transact",
-        reason,
-    };
+    let malformed = |reason: String| Error::Reply { method: "transact", reason };
     let raw: Vec<Option<RawResult>> = serde_json::from_str(reply.get()).map_err(|error| malformed(error.to_string()))?;
     let mut results = Vec::with_capacity(operations.len());
     for (index, result) in raw.into_iter().enumerate() {
         let operation = operations.get(index);
         let Some(result) = result else {
-            return Err(malformed(format!(
-                "operation {index} was not tried, but none before it failed"
-            )));
+            return Err(malformed(format!("operation {index} was not tried, but none before it failed")));
         };
         if let Some(error) = result.error {
             let details = result.details.unwrap_or_default();
             return Err(match operation {
-                Some(operation) => Error::Operation {
-                    index,
-                    operation: operation.clone(),
-                    error,
-                    details,
-                },
+                Some(operation) => Error::Operation { index, operation: operation.clone(), error, details },
                 None => Error::Commit { error, details },
             });
         }
         if operation.is_none() {
-            return Err(malformed(format!(
-                "{} operations were sent and element {index} is no error",
-                operations.len()
-            )));
+            return Err(malformed(format!("{} operations were sent and element {index} is no error", operations.len())));
         }
         results.push(match result {
-            RawResult {
-                uuid: Some(Value::Atom(Atom::Uuid(uuid))),
-                ..
-            } => OpResult::Inserted(uuid),
+            RawResult { uuid: Some(Value::Atom(Atom::Uuid(uuid))), .. } => OpResult::Inserted(uuid),
             RawResult { uuid: Some(_), .. } => return Err(malformed(format!("uuid of operation {index} is none"))),
             RawResult { rows: Some(rows), .. } => OpResult::Rows(rows),
             RawResult { count: Some(count), .. } => OpResult::Count(count),
@@ -408,11 +353,7 @@ pub(crate) fn parse_results(operations: &[String], reply: &RawValue) -> Result<V
         });
     }
     if results.len() < operations.len() {
-        return Err(malformed(format!(
-            "{} operations were sent, {} results came",
-            operations.len(),
-            results.len()
-        )));
+        return Err(malformed(format!("{} operations were sent, {} results came", operations.len(), results.len())));
     }
     Ok(results)
 }
@@ -431,21 +372,9 @@ pub(crate) fn parse_refusal(method: &'static str, error: &RawValue) -> Error {
         Other(IgnoredAny),
     }
     match serde_json::from_str(error.get()) {
-        Ok(Refusal::Object { error, details }) => Error::Refused {
-            method,
-            error,
-            details: details.unwrap_or_default(),
-        },
-        Ok(Refusal::Text(error)) => Error::Refused {
-            method,
-            error,
-            details: String::new(),
-        },
-        Ok(Refusal::Other(_)) | Err(_) => Error::Refused {
-            method,
-            error: error.get().to_owned(),
-            details: String::new(),
-        },
+        Ok(Refusal::Object { error, details }) => Error::Refused { method, error, details: details.unwrap_or_default() },
+        Ok(Refusal::Text(error)) => Error::Refused { method, error, details: String::new() },
+        Ok(Refusal::Other(_)) | Err(_) => Error::Refused { method, error: error.get().to_owned(), details: String::new() },
     }
 }
 
@@ -500,11 +429,7 @@ impl Serialize for Operation {
                     map.serialize_entry("uuid-name", name)?;
                 }
             }
-            Operation::Select {
-                table,
-                condition,
-                columns,
-            } => {
+            Operation::Select { table, condition, columns } => {
                 map.serialize_entry("op", "select")?;
                 map.serialize_entry("table", table)?;
                 map.serialize_entry("where", condition)?;
@@ -518,11 +443,7 @@ impl Serialize for Operation {
                 map.serialize_entry("where", condition)?;
                 map.serialize_entry("row", row)?;
             }
-            Operation::Mutate {
-                table,
-                condition,
-                mutations,
-            } => {
+            Operation::Mutate { table, condition, mutations } => {
                 map.serialize_entry("op", "mutate")?;
                 map.serialize_entry("table", table)?;
                 map.serialize_entry("where", condition)?;
@@ -533,14 +454,7 @@ impl Serialize for Operation {
                 map.serialize_entry("table", table)?;
                 map.serialize_entry("where", condition)?;
             }
-            Operation::Wait {
-                table,
-                condition,
-                columns,
-                until,
-                rows,
-                timeout_ms,
-            } => {
+            Operation::Wait { table, condition, columns, until, rows, timeout_ms } => {
                 map.serialize_entry("op", "wait")?;
                 map.serialize_entry("table", table)?;
                 map.serialize_entry("where", condition)?;
@@ -608,21 +522,13 @@ mod tests {
                 vec![columns([("name", "br0".into())])],
             ),
             Operation::mutate("Bridge", vec![], vec![Mutation::insert("ports", Value::named_uuid("row1"))]),
-            Operation::update(
-                "Port",
-                vec![Condition::uuid(UUID.parse().unwrap())],
-                columns([("tag", Value::empty())]),
-            ),
+            Operation::update("Port", vec![Condition::uuid(UUID.parse().unwrap())], columns([("tag", Value::empty())])),
             Operation::delete("Port", vec![Condition::includes("external_ids", Value::map([("a", "b")]))]),
             Operation::select_columns("Port", vec![], &["name"]),
             Operation::comment("why"),
             Operation::assert("lock"),
         ];
-        let written = serde_json::to_value(TransactParams {
-            database: "D",
-            operations: &operations,
-        })
-        .unwrap();
+        let written = serde_json::to_value(TransactParams { database: "D", operations: &operations }).unwrap();
         assert_eq!(
             written,
             json!(["D",
@@ -659,11 +565,7 @@ mod tests {
 
     #[test]
     fn first_failure_is_named_and_the_rest_is_null() {
-        let error = parse(
-            &["a", "b", "c"],
-            json!([{}, {"error": "timed out", "details": "too late"}, null]),
-        )
-        .unwrap_err();
+        let error = parse(&["a", "b", "c"], json!([{}, {"error": "timed out", "details": "too late"}, null])).unwrap_err();
         assert!(
             matches!(&error, Error::Operation { index: 1, operation, details, .. } if operation == "b" && details == "too late")
         );
@@ -688,10 +590,7 @@ mod tests {
             (&["a"], json!([{"count": -1}])),
             (&[], json!([null])),
         ] {
-            assert!(
-                matches!(parse(operations, reply.clone()), Err(Error::Reply { .. })),
-                "{reply}"
-            );
+            assert!(matches!(parse(operations, reply.clone()), Err(Error::Reply { .. })), "{reply}");
         }
         assert_eq!(parse(&[], json!([])).unwrap(), []);
     }

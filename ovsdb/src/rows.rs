@@ -39,10 +39,7 @@ impl Row for RawRow {
     const COLUMNS: &'static [&'static str] = &[];
 
     fn with_defaults(uuid: Uuid) -> Self {
-        RawRow {
-            uuid,
-            columns: Columns::new(),
-        }
+        RawRow { uuid, columns: Columns::new() }
     }
 
     fn uuid(&self) -> Uuid {
@@ -63,10 +60,7 @@ impl Row for RawRow {
     }
 
     fn apply_diff(&mut self, column: &str, diff: Value) -> Result<(), ValueError> {
-        self.columns
-            .entry(column.to_owned())
-            .or_insert_with(Value::empty)
-            .apply_diff(diff);
+        self.columns.entry(column.to_owned()).or_insert_with(Value::empty).apply_diff(diff);
         Ok(())
     }
 }
@@ -144,10 +138,7 @@ impl<T: Scalar> Field for Option<T> {
 impl<T: Scalar + Ord> Field for BTreeSet<T> {
     fn decode(value: &Value) -> Result<Self, ValueError> {
         let atoms = value.as_set().ok_or_else(|| mismatch(value, "a set"))?;
-        atoms
-            .iter()
-            .map(|atom| T::from_atom(atom).ok_or_else(|| mismatch(value, T::EXPECTED)))
-            .collect()
+        atoms.iter().map(|atom| T::from_atom(atom).ok_or_else(|| mismatch(value, T::EXPECTED))).collect()
     }
 
     fn apply(&mut self, diff: Self) {
@@ -359,19 +350,12 @@ mod tests {
 
     #[test]
     fn differences_toggle_sets_and_maps() {
-        let mut port = Port {
-            trunks: BTreeSet::from([1, 2]),
-            ..Default::default()
-        };
+        let mut port = Port { trunks: BTreeSet::from([1, 2]), ..Default::default() };
         port.apply_diff("trunks", Value::from(vec![2, 3])).unwrap();
         assert_eq!(port.trunks, BTreeSet::from([1, 3]));
         port.external_ids = Strings::from([("gone".into(), "1".into()), ("new".into(), "1".into())]);
-        port.apply_diff("external_ids", Value::map([("gone", "1"), ("new", "2"), ("added", "3")]))
-            .unwrap();
-        assert_eq!(
-            port.external_ids,
-            Strings::from([("new".into(), "2".into()), ("added".into(), "3".into())])
-        );
+        port.apply_diff("external_ids", Value::map([("gone", "1"), ("new", "2"), ("added", "3")])).unwrap();
+        assert_eq!(port.external_ids, Strings::from([("new".into(), "2".into()), ("added".into(), "3".into())]));
         port.apply_diff("qos", Value::from("x")).unwrap();
         port.apply_diff("qos", Value::from("x")).unwrap();
         assert!(port.other["qos"].same(&Value::empty()));
@@ -379,10 +363,7 @@ mod tests {
 
     #[test]
     fn values_of_the_wrong_type_are_refused_and_change_nothing() {
-        let mut row = Interface {
-            ofport: Some(3),
-            ..Default::default()
-        };
+        let mut row = Interface { ofport: Some(3), ..Default::default() };
         for (column, value) in [
             ("ofport", Value::from("3")),
             ("ofport", Value::from(vec![1, 2])),
@@ -393,13 +374,7 @@ mod tests {
             assert!(Interface::check(column, &value).is_err(), "{column}");
             assert!(row.set(column, value).is_err(), "{column}");
         }
-        assert_eq!(
-            row,
-            Interface {
-                ofport: Some(3),
-                ..Default::default()
-            }
-        );
+        assert_eq!(row, Interface { ofport: Some(3), ..Default::default() });
         let text = row.set("ofport", "x".into()).unwrap_err().to_string();
         assert_eq!(text, "value \"x\" is not an integer");
     }

@@ -59,12 +59,7 @@ struct RawColumn {
 #[serde(untagged)]
 enum RawType {
     Name(String),
-    Full {
-        key: RawBase,
-        value: Option<RawBase>,
-        min: Option<u64>,
-        max: Option<RawMax>,
-    },
+    Full { key: RawBase, value: Option<RawBase>, min: Option<u64>, max: Option<RawMax> },
 }
 
 #[derive(Deserialize)]
@@ -87,12 +82,7 @@ impl From<RawColumn> for ColumnSchema {
             RawBase::Name(name) | RawBase::Full { r#type: name } => name,
         };
         match raw.r#type {
-            RawType::Name(key) => ColumnSchema {
-                key,
-                value: None,
-                min: 1,
-                max: 1,
-            },
+            RawType::Name(key) => ColumnSchema { key, value: None, min: 1, max: 1 },
             RawType::Full { key, value, min, max } => ColumnSchema {
                 key: name(key),
                 value: value.map(name),

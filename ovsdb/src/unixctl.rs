@@ -27,23 +27,16 @@ struct Answer {
 ///
 /// Waits as long as the daemon does; wrap it in a timeout.
 pub async fn unixctl(socket: &Path, command: &str, arguments: &[&str]) -> Result<String, Error> {
-    let failed = |reason: String| Error::Unixctl {
-        socket: socket.display().to_string(),
-        reason,
-    };
-    let answer = exchange(socket, command, arguments)
-        .await
-        .map_err(|error| failed(error.to_string()))?;
+    let failed = |reason: String| Error::Unixctl { socket: socket.display().to_string(), reason };
+    let answer = exchange(socket, command, arguments).await.map_err(|error| failed(error.to_string()))?;
     let Some(answer) = answer else {
         return Err(failed("closed without an answer".to_owned()));
     };
     let answer: Answer = serde_json::from_slice(&answer).map_err(|error| failed(error.to_string()))?;
     match answer {
-        Answer { error: Some(error), .. } => Err(Error::Refused {
-            method: "unixctl",
-            error: error.trim_end().to_owned(),
-            details: String::new(),
-        }),
+        Answer { error: Some(error), .. } => {
+            Err(Error::Refused { method: "unixctl", error: error.trim_end().to_owned(), details: String::new() })
+        }
         Answer { result, .. } => Ok(result.unwrap_or_default()),
     }
 }
@@ -53,8 +46,5 @@ async fn exchange(socket: &Path, command: &str, arguments: &[&str]) -> Result<Op
     let mut request = BytesMut::new();
     JsonCodec::default().encode(json!({"id": 0, "method": command, "params": arguments}), &mut request)?;
     stream.write_all(&request).await?;
-    FramedRead::new(stream, JsonCodec::new(MAX_ANSWER_LEN))
-        .next()
-        .await
-        .transpose()
+    FramedRead::new(stream, JsonCodec::new(MAX_ANSWER_LEN)).next().await.transpose()
 }

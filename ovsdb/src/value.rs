@@ -392,9 +392,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
-        i64::try_from(value)
-            .map(Into::into)
-            .map_err(|_| E::custom(format!("integer {value} is above 2^63-1")))
+        i64::try_from(value).map(Into::into).map_err(|_| E::custom(format!("integer {value} is above 2^63-1")))
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
@@ -411,17 +409,13 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         fn body<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(seq: &mut A, tag: &str) -> Result<T, A::Error> {
-            let body = seq
-                .next_element()?
-                .ok_or_else(|| de::Error::custom(format!("{tag:?} has nothing after it")))?;
+            let body = seq.next_element()?.ok_or_else(|| de::Error::custom(format!("{tag:?} has nothing after it")))?;
             match seq.next_element::<de::IgnoredAny>()? {
                 None => Ok(body),
                 Some(_) => Err(de::Error::custom(format!("{tag:?} has more than one element after it"))),
             }
         }
-        let tag: String = seq
-            .next_element()?
-            .ok_or_else(|| de::Error::custom("empty array stands for a value"))?;
+        let tag: String = seq.next_element()?.ok_or_else(|| de::Error::custom("empty array stands for a value"))?;
         match tag.as_str() {
             "uuid" => Ok(Value::Atom(Atom::Uuid(body(&mut seq, &tag)?))),
             "named-uuid" => Ok(Value::Atom(Atom::NamedUuid(body(&mut seq, &tag)?))),
@@ -505,10 +499,7 @@ mod tests {
     fn map_and_uuid_notation_is_that_of_the_rfc() {
         let text = r#"["map",[["a","1"],["b",["uuid","550e8400-e29b-41d4-a716-446655440000"]]]]"#;
         assert_eq!(serde_json::to_string(&parse(text)).unwrap(), text);
-        assert_eq!(
-            serde_json::to_string(&Value::named_uuid("row_1")).unwrap(),
-            r#"["named-uuid","row_1"]"#
-        );
+        assert_eq!(serde_json::to_string(&Value::named_uuid("row_1")).unwrap(), r#"["named-uuid","row_1"]"#);
     }
 
     #[test]
