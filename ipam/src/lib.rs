@@ -1,1 +1,14 @@
-//! ipam
+//! Addresses: ranges, pools, which pools a NIC may use, which free address it takes, what a lease allows, and the counts.
+//! Values in, values out: knows nothing of API objects, clocks or where randomness comes from.
+
+pub mod choice;
+pub mod fixed;
+pub mod pool;
+pub mod ranges;
+pub mod window;
+
+pub use choice::{Ask, ChoiceError, Choices, FamilyNames, NicEntry, NicOfPod, NicPools, Rejection, Source, Sources, choose};
+pub use fixed::{Decision, Holder, Identity, Lease, Me, RequestError, check_request, decide};
+pub use pool::{Overlap, Pool, PoolError, PoolSpec, Pools};
+pub use ranges::{Family, RangeError, Ranges};
+pub use window::{Chunk, Counts, Learned, LeaseState, Picker, Window, counts, spares_per_node};
