@@ -2,7 +2,10 @@
 //! no async; knows nothing of Kubernetes, CNI's wire form or how a step is carried out.
 
 pub mod attach;
+pub mod coordinate;
+pub mod lookup;
 pub mod refusal;
+pub mod rollout;
 pub mod step;
 
 pub use attach::{Attach, Gateways, MainPlugin, Nic, NicRoute};
