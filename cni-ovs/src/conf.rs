@@ -1,0 +1,195 @@
+//! The keys of ovs-cni's network configuration and of its flat file, checked.
+
+use cni::{Request, Verb};
+use cni_plugin::fields::{Fields, wrong};
+use model::{BridgeName, Mtu, Tag, Trunks};
+use planner::Refusal;
+use serde_json::{Map, Value};
+
+/// Where ovs-cni looks for its flat file when `configuration_path` names none; the first that is there counts.
+pub const FLAT_FILES: [&str; 2] = ["/etc/kubernetes/cni/net.d/ovs.d/ovs.conf", "/etc/cni/net.d/ovs.d/ovs.conf"];
+
+/// Keys that a flat file may give where the network configuration does not: all that are ovs-cni's own.
+const FLAT_KEYS: [&str; 10] = [
+    "bridge",
+    "vlan",
+    "mtu",
+    "trunk",
+    "deviceID",
+    "ofport_request",
+    "interface_type",
+    "socket_file",
+    "link_state_check_retries",
+    "link_state_check_interval",
+];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conf {
+    pub bridge: BridgeName,
+    pub vlans: Vlans,
+    /// None (absent or 0): 1500, or the uplink's where that is less.
+    pub mtu: Option<Mtu>,
+    pub ofport_request: Option<u16>,
+    /// `Interface.type`: empty, `system` or `internal`.
+    pub interface_type: String,
+    /// Path of OVSDB's socket; none: the default one. The agent has its own and only compares.
+    pub socket_file: Option<String>,
+    /// `Interface.external_ids:iface-id`, what OVN binds a logical port by.
+    pub iface_id: Option<String>,
+    /// `vlan` that has no effect beside `trunk`, as in ovs-cni: worth telling the user.
+    pub dropped_vlan: Option<Tag>,
+}
+
+/// ovs-cni's truth table. A `vlan` beside a `trunk` is dropped there without a word, and SpiderMultusConfig renders `vlan: 0`
+/// beside every trunk, so refusing it would break what works; `Conf::dropped_vlan` tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Vlans {
+    /// `vlan`, also 0, and no `trunk`.
+    Access(Tag),
+    /// `trunk`; empty carries all VLANs (neither `vlan` nor `trunk`).
+    Trunk(Trunks),
+}
+
+impl Conf {
+    /// `flat`: text of the flat file, where there is one (`flat_file_of` says which). At DEL nothing is refused: whatever ADD was
+    /// told, what it left must go.
+    pub fn parse(request: &Request, flat: Option<&str>) -> Result<Self, Refusal> {
+        let parsed = Self::strict(request, flat);
+        if request.verb != Verb::Del {
+            return parsed;
+        }
+        Ok(parsed.unwrap_or_else(|_| Self {
+            bridge: BridgeName::new("unknown").expect("a short word"),
+            vlans: Vlans::Trunk(Trunks::default()),
+            mtu: None,
+            ofport_request: None,
+            interface_type: String::new(),
+            socket_file: request.conf.raw().get("socket_file").and_then(Value::as_str).and_then(|s| socket(s).ok()),
+            iface_id: None,
+            dropped_vlan: None,
+        }))
+    }
+
+    /// Files to look for, in order; the first that is there is `flat`. As in ovs-cni, one that the configuration names and that
+    /// is not there is passed over.
+    pub fn flat_file_of(request: &Request) -> Result<Vec<String>, Refusal> {
+        let named = Fields::of(request.conf.raw()).text("configuration_path")?;
+        Ok(named.into_iter().chain(FLAT_FILES).map(str::to_owned).collect())
+    }
+
+    fn strict(request: &Request, flat: Option<&str>) -> Result<Self, Refusal> {
+        let merged = merge(request.conf.raw(), flat)?;
+        let f = Fields::of(&merged);
+        if let Some(device) = f.text("deviceID")? {
+            return Err(wrong("deviceID", device, "hardware offload and vDPA are not supported, only veth"));
+        }
+        let iface_id = ovn_port(request)?;
+        let bridge = match (f.text("bridge")?, &iface_id) {
+            (Some(name), _) => BridgeName::new(name).map_err(|e| wrong("bridge", name, e))?,
+            (None, Some(_)) => BridgeName::new("br-int").expect("OVN's name for its bridge"),
+            (None, None) => return Err(wrong("bridge", "", "is missing")),
+        };
+        let tag = match f.number("vlan")? {
+            None => None,
+            Some(n) => Some(Tag::new(n).map_err(|e| wrong("vlan", n, e))?),
+        };
+        let trunk = f.list("trunk")?;
+        let (vlans, dropped_vlan) = match (tag, trunk.is_empty()) {
+            (Some(tag), true) => (Vlans::Access(tag), None),
+            (tag, _) => (Vlans::Trunk(trunks(trunk)?), tag.filter(|t| t.get() != 0)),
+        };
+        let mtu = match f.number("mtu")? {
+            None | Some(0) => None,
+            Some(n) => Some(Mtu::new(u64::try_from(n).unwrap_or(0)).map_err(|e| wrong("mtu", n, e))?),
+        };
+        let ofport_request = match f.number("ofport_request")? {
+            None | Some(0) => None,
+            Some(n) => Some(
+                u16::try_from(n).ok().filter(|p| *p <= 65279).ok_or_else(|| wrong("ofport_request", n, "must be from 1 to 65279"))?,
+            ),
+        };
+        let interface_type = match f.text("interface_type")? {
+            None => String::new(),
+            Some(t @ ("system" | "internal")) => t.to_owned(),
+            Some(t) => return Err(wrong("interface_type", t, "must be empty, system or internal")),
+        };
+        // Accepted for the sake of old configurations: we wait for OVSDB's own notice, so there is nothing to poll.
+        f.number("link_state_check_retries")?;
+        f.number("link_state_check_interval")?;
+        let socket_file = f.text("socket_file")?.map(socket).transpose()?;
+        Ok(Self { bridge, vlans, mtu, ofport_request, interface_type, socket_file, iface_id, dropped_vlan })
+    }
+}
+
+/// The configuration's own values win over the flat file's.
+fn merge(raw: &Map<String, Value>, flat: Option<&str>) -> Result<Map<String, Value>, Refusal> {
+    let mut merged = raw.clone();
+    let Some(text) = flat else { return Ok(merged) };
+    let file = match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(o)) => o,
+        Ok(_) => return Err(wrong("configuration_path", "", "the file is not a JSON object")),
+        Err(e) => return Err(wrong("configuration_path", "", format!("the file is not JSON: {e}"))),
+    };
+    for key in FLAT_KEYS {
+        // What Go's decoder leaves at its zero value counts as absent.
+        let absent = match merged.get(key) {
+            None | Some(Value::Null) => true,
+            // `vlan` is a pointer there: 0 is a value.
+            Some(v) => *v == Value::from("") || (*v == Value::from(0) && key != "vlan") || *v == Value::Array(Vec::new()),
+        };
+        if let (true, Some(v)) = (absent, file.get(key)) {
+            merged.insert(key.to_owned(), v.clone());
+        }
+    }
+    Ok(merged)
+}
+
+/// `args.cni.ovnPort` wins over `CNI_ARGS` `OvnPort`, as the MAC does.
+fn ovn_port(request: &Request) -> Result<Option<String>, Refusal> {
+    match request.conf.args_cni("ovnPort") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(s)) if s.is_empty() => {}
+        Some(Value::String(s)) => return Ok(Some(s.clone())),
+        Some(v) => return Err(wrong("args.cni.ovnPort", v, "must be a string")),
+    }
+    Ok(request.args.get("OvnPort").map(str::to_owned))
+}
+
+fn trunks(list: &[Value]) -> Result<Trunks, Refusal> {
+    let mut out = Trunks::default();
+    for (i, entry) in list.iter().enumerate() {
+        let at = format!("trunk[{i}]");
+        let Value::Object(o) = entry else {
+            return Err(wrong(at, entry, "must be an object with id, or with minID and maxID"));
+        };
+        let f = Fields::of(o);
+        let tag = |key: &str| -> Result<Option<Tag>, Refusal> {
+            let inside = |r: Refusal| Refusal { field: format!("{at}.{}", r.field), ..r };
+            f.number(key).map_err(inside)?.map(|n| Tag::new(n).map_err(|e| wrong(format!("{at}.{key}"), n, e))).transpose()
+        };
+        let (id, min, max) = (tag("id")?, tag("minID")?, tag("maxID")?);
+        match (min, max) {
+            (Some(min), Some(max)) => out
+                .insert_range(min, max)
+                .map_err(|_| wrong(format!("{at}.maxID"), max, format!("must not be below minID, which is {min}")))?,
+            (Some(min), None) => return Err(wrong(format!("{at}.minID"), min, "needs a maxID beside it")),
+            (None, Some(max)) => return Err(wrong(format!("{at}.maxID"), max, "needs a minID beside it")),
+            (None, None) if id.is_none() => return Err(wrong(at, entry, "needs an id, or minID and maxID")),
+            (None, None) => {}
+        }
+        if let Some(id) = id {
+            out.insert_range(id, id).map_err(|e| wrong(format!("{at}.id"), id, e))?;
+        }
+    }
+    Ok(out)
+}
+
+/// `unix:/path` or `/path`. Over TCP the other end could be another host, whose bridge our veth is not on.
+fn socket(text: &str) -> Result<String, Refusal> {
+    let path = text.strip_prefix("unix:").unwrap_or(text);
+    if path.starts_with('/') {
+        Ok(path.to_owned())
+    } else {
+        Err(wrong("socket_file", text, "must be unix:/path; a database of another host (tcp:, ssl:) is not supported"))
+    }
+}

@@ -1,0 +1,236 @@
+//! From a configuration to steps, and from rows back to what they should be.
+
+use std::collections::BTreeMap;
+
+use cni_plugin::fields::wrong;
+use cni_plugin::nic;
+use model::observed::{Look, Observed, Ovs, OvsBridge, OvsPort, Scope};
+use model::{IfName, MacAddr, Mtu, Owner, Tag, Trunks};
+use planner::step::{Interface, LinkSet, Port, PortSet, Veth};
+use planner::{Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
+
+use crate::conf::{Conf, Vlans};
+use crate::{NETWORK_KEY, OWNER};
+
+/// What a veth has when nobody says otherwise.
+const VETH_MTU: u32 = 1500;
+
+impl MainPlugin for Conf {
+    fn scope(&self, attach: &Attach) -> Scope {
+        Scope { host: Look::Links(vec![host_name(attach)]), pod: Look::All, ovs: true }
+    }
+
+    fn mac(&self, attach: &Attach) -> Option<MacAddr> {
+        Some(nic::mac_of(attach))
+    }
+
+    fn plan_add(&self, attach: &Attach, seen: &Observed) -> Result<Plan, Refusal> {
+        let bridge = self.bridge_row(ovs(seen)?)?;
+        nic::name_is_free(attach, seen)?;
+        let host_name = host_name(attach);
+        if seen.host.link(&host_name).is_some() || bridge.port(host_name.as_str()).is_some() {
+            return Err(Refusal::conflict(
+                "interface",
+                &host_name,
+                "the host has a link or port of that name already: this container was added before and not deleted",
+            ));
+        }
+        let limit = uplink_mtu(bridge);
+        let mtu = match (self.mtu, limit) {
+            (Some(mtu), Some((limit, of))) if mtu.get() > limit => {
+                return Err(wrong("mtu", mtu, format!("must not be above {limit}, the mtu of {of} on bridge {}", bridge.name)));
+            }
+            (Some(mtu), _) => Some(mtu),
+            (None, Some((limit, _))) if limit < VETH_MTU => Mtu::new(u64::from(limit)).ok(),
+            (None, _) => None,
+        };
+        let (host, pod) = (Ns::Host, Ns::Pod);
+        let mut plan = Plan::default();
+        plan.push(Step::AddVeth(Veth {
+            host_name: host_name.clone(),
+            pod_name: attach.ifname.clone(),
+            host_mac: Some(nic::host_mac_of(attach)),
+            pod_mac: self.mac(attach),
+            mtu,
+            alias: attach.owner.alias(),
+        }));
+        if bridge.datapath_type == "netdev" {
+            // The userspace datapath forwards frames as they are: TCP whose checksum was left to the hardware never arrives.
+            plan.push(Step::SetTxChecksum { ns: pod, dev: attach.ifname.clone(), on: false });
+        }
+        plan.push(Step::SetLink { ns: host, name: host_name, set: LinkSet::up(true), was: LinkSet::up(false) });
+        plan.push(Step::AddPort { bridge: self.bridge.clone(), port: self.port(attach) });
+        nic::configure(&mut plan, attach, seen, mtu.map_or(VETH_MTU, Mtu::get));
+        Ok(plan)
+    }
+
+    fn plan_del(&self, attach: &Attach, seen: &Observed) -> Plan {
+        let mut plan = Plan::default();
+        // By the mark, on whatever bridge: the configuration may have changed since ADD.
+        for (bridge, port) in seen.ovs.iter().flat_map(|o| marked(o, &attach.owner)) {
+            if let Ok(name) = IfName::new(bridge.name.as_str()) {
+                plan.push(Step::DelPort { bridge: name, port: as_step(port) });
+            }
+        }
+        let alias = attach.owner.alias();
+        let name = host_name(attach);
+        if seen.host.link(&name).is_some_and(|l| l.alias.as_deref() == Some(alias.as_str())) {
+            plan.push(Step::DelLink { ns: Ns::Host, name });
+        }
+        plan
+    }
+
+    fn check(&self, attach: &Attach, seen: &Observed) -> Result<(), Refusal> {
+        let ovs = ovs(seen)?;
+        self.bridge_row(ovs)?;
+        let host_name = host_name(attach);
+        let Some((bridge, port)) = marked(ovs, &attach.owner).next() else {
+            return Err(Refusal::missing("port", &host_name, "is not in the database of Open vSwitch"));
+        };
+        if bridge.name != self.bridge.as_str() {
+            return Err(Refusal::conflict("bridge", &bridge.name, format!("the port is there, should be on {}", self.bridge)));
+        }
+        let (tag, trunks, mode) = self.vlan_columns();
+        if port.tag != tag.map(Tag::get) {
+            let text = |t: Option<u16>| t.map_or("none".to_owned(), |t| t.to_string());
+            return Err(Refusal::conflict("tag", text(port.tag), format!("should be {}", text(tag.map(Tag::get)))));
+        }
+        if port.trunk_set() != trunks || port.trunks.len() != trunks.len() {
+            let all = |t: &Trunks| if t.is_empty() { "all".to_owned() } else { t.to_string() };
+            return Err(Refusal::conflict("trunks", all(&port.trunk_set()), format!("should be {}", all(&trunks))));
+        }
+        if port.vlan_mode.as_deref() != Some(mode) {
+            return Err(Refusal::conflict("vlan_mode", port.vlan_mode.as_deref().unwrap_or("none"), format!("should be {mode}")));
+        }
+        match port.interfaces.first() {
+            Some(i) if i.error.as_deref().is_some_and(|e| !e.is_empty()) => {
+                return Err(Refusal::conflict("interface", &i.name, format!("Open vSwitch reports: {}", i.error.as_deref().unwrap_or_default())));
+            }
+            Some(i) if i.ofport.is_none_or(|p| p <= 0) => {
+                return Err(Refusal::conflict("interface", &i.name, "has no OpenFlow port: Open vSwitch does not forward for it"));
+            }
+            Some(i) if i.external_ids.get("iface-id") != self.iface_id.as_ref() => {
+                let have = i.external_ids.get("iface-id").map_or("none", String::as_str);
+                return Err(Refusal::conflict("iface-id", have, format!("should be {}", self.iface_id.as_deref().unwrap_or("none"))));
+            }
+            Some(_) => {}
+            None => return Err(Refusal::missing("interface", &host_name, "the port has no interface")),
+        }
+        let host = seen.host.link(&host_name).ok_or_else(|| Refusal::missing("interface", &host_name, "is not on the host"))?;
+        if !host.up {
+            return Err(Refusal::conflict("interface", &host_name, "is down on the host"));
+        }
+        let link = nic::check(attach, seen, self.mac(attach))?;
+        if let Some(want) = self.mtu.filter(|m| m.get() != link.mtu) {
+            return Err(Refusal::conflict("mtu", link.mtu, format!("should be {want}")));
+        }
+        Ok(())
+    }
+
+    fn host_link(&self, attach: &Attach) -> Option<IfName> {
+        Some(host_name(attach))
+    }
+}
+
+fn host_name(attach: &Attach) -> IfName {
+    attach.owner.attachment.link_name("veth")
+}
+
+fn ovs(seen: &Observed) -> Result<&Ovs, Refusal> {
+    seen.ovs.as_ref().ok_or_else(|| Refusal::new(Class::Later, "socket_file", "", "no connection to Open vSwitch: is ovsdb-server running"))
+}
+
+/// Ports that carry the mark of this owner.
+fn marked<'a>(ovs: &'a Ovs, owner: &Owner) -> impl Iterator<Item = (&'a OvsBridge, &'a OvsPort)> {
+    let (id, by) = (owner.attachment.to_string(), by_text(owner));
+    ovs.bridges.iter().flat_map(|b| b.ports.iter().map(move |p| (b, p))).filter(move |(_, p)| {
+        p.external_ids.get(Owner::OVS_KEY) == Some(&id) && p.external_ids.get(Owner::OVS_BY_KEY).map(String::as_str) == Some(by)
+    })
+}
+
+fn by_text(owner: &Owner) -> &'static str {
+    match owner.by {
+        model::RunBy::Agent => "agent",
+        model::RunBy::Alone => "alone",
+    }
+}
+
+/// The least MTU of what leads out of the bridge: ports that are neither the bridge's own nor some pod's. None where there is
+/// no uplink, or Open vSwitch does not know its MTU yet.
+fn uplink_mtu(bridge: &OvsBridge) -> Option<(u32, &str)> {
+    let pod = |p: &OvsPort| p.external_ids.contains_key(Owner::OVS_KEY) || p.external_ids.contains_key("contIface");
+    bridge
+        .ports
+        .iter()
+        .filter(|p| p.name != bridge.name && !pod(p))
+        .flat_map(|p| &p.interfaces)
+        .filter(|i| i.kind.is_empty() || i.kind == "system")
+        .filter_map(|i| Some((u32::try_from(i.mtu?).ok()?, i.name.as_str())))
+        .min()
+}
+
+impl Conf {
+    fn bridge_row<'a>(&self, ovs: &'a Ovs) -> Result<&'a OvsBridge, Refusal> {
+        ovs.bridge(self.bridge.as_str())
+            .ok_or_else(|| Refusal::missing("bridge", &self.bridge, "there is no such bridge in Open vSwitch on this host"))
+    }
+
+    /// `tag`, `trunks`, `vlan_mode`.
+    fn vlan_columns(&self) -> (Option<Tag>, Trunks, &'static str) {
+        match &self.vlans {
+            Vlans::Access(tag) => (Some(*tag), Trunks::default(), "access"),
+            Vlans::Trunk(t) => (None, t.clone(), "trunk"),
+        }
+    }
+
+    fn port(&self, attach: &Attach) -> Port {
+        let (tag, trunks, mode) = self.vlan_columns();
+        let id = |s: &str| Some(s.to_owned());
+        let external_ids = BTreeMap::from([
+            ("contIface".to_owned(), id(attach.ifname.as_str())),
+            ("contNetns".to_owned(), id(attach.netns.as_deref().unwrap_or_default())),
+            ("contPodUid".to_owned(), id(attach.pod.as_ref().map_or("", |p| p.uid.as_str()))),
+            ("owner".to_owned(), id(OWNER)),
+            (Owner::OVS_KEY.to_owned(), Some(attach.owner.attachment.to_string())),
+            (Owner::OVS_BY_KEY.to_owned(), id(by_text(&attach.owner))),
+            (NETWORK_KEY.to_owned(), id(&attach.network)),
+        ]);
+        let name = host_name(attach).to_string();
+        Port {
+            name: name.clone(),
+            interfaces: vec![Interface {
+                name,
+                kind: self.interface_type.clone(),
+                ofport_request: self.ofport_request,
+                mtu_request: None,
+                external_ids: self.iface_id.iter().map(|i| ("iface-id".to_owned(), i.clone())).collect(),
+            }],
+            set: PortSet {
+                tag: tag.map(Some),
+                trunks: Some(trunks).filter(|t| !t.is_empty()),
+                vlan_mode: Some(id(mode)),
+                external_ids,
+                ..PortSet::default()
+            },
+        }
+    }
+}
+
+/// A row as a step can bring it back.
+fn as_step(p: &OvsPort) -> Port {
+    Port {
+        name: p.name.clone(),
+        interfaces: p
+            .interfaces
+            .iter()
+            .map(|i| Interface { name: i.name.clone(), kind: i.kind.clone(), external_ids: i.external_ids.clone(), ..Interface::default() })
+            .collect(),
+        set: PortSet {
+            tag: p.tag.and_then(|t| Tag::new(i64::from(t)).ok()).map(Some),
+            trunks: Some(p.trunk_set()).filter(|t| !t.is_empty()),
+            vlan_mode: p.vlan_mode.clone().map(Some),
+            external_ids: p.external_ids.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect(),
+            ..PortSet::default()
+        },
+    }
+}
