@@ -4,6 +4,7 @@
 pub mod attach;
 pub mod coordinate;
 pub mod lookup;
+pub mod node;
 pub mod refusal;
 pub mod rollout;
 pub mod step;

@@ -25,7 +25,6 @@ const NOT_THE_NODES: [&str; 18] = [
 
 /// How the node is reached from the pod.
 pub(crate) struct Node {
-    pub has_v4: bool,
     pub has_v6: bool,
     /// The node's own, ascending.
     addrs: Vec<IpAddr>,
@@ -86,7 +85,7 @@ impl Node {
         let mut addrs: Vec<IpAddr> = seen.iter().map(|a| a.addr.ip()).filter(|ip| has(ip.is_ipv4())).collect();
         addrs.dedup();
         let out = if way == Way::Underlay { IfName::new(VETH0).expect("a short name") } else { eth0.clone() };
-        Node { has_v4: has(true), has_v6: has(false), addrs, out, way, hops, src_v4: ip_of(input, eth0, true) }
+        Node { has_v6: has(false), addrs, out, way, hops, src_v4: ip_of(input, eth0, true) }
     }
 
     /// Addresses that the pod must find at veth0's other end.
