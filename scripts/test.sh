@@ -1,0 +1,50 @@
+#!/bin/sh
+# Runs the lanes of proof: `test.sh unit`, `test.sh lab` or `test.sh both`. A lane that cannot run fails with the reason.
+set -eu
+cd "$(dirname "$0")/.."
+
+# One profile for everything, so that 300 crates are compiled once.
+flags="--profile lab --locked"
+
+# Test targets whose name begins with lab_ need root, namespaces and Open vSwitch; all others need nothing.
+targets() {
+    for file in */tests/*.rs */tests/*/main.rs; do
+        [ -e "$file" ] || continue
+        name=$(basename "$file" .rs)
+        [ "$name" != main ] || name=$(basename "$(dirname "$file")")
+        case "$1:$name" in
+            lab:lab_*) echo "$name" ;;
+            unit:lab_*) ;;
+            unit:*) echo "$name" ;;
+        esac
+    done | sort -u | sed 's/^/--test /'
+}
+
+unit() {
+    scripts/deps.sh build
+    cargo fmt --all --check
+    # shellcheck disable=SC2086
+    cargo clippy --workspace --all-targets $flags -- -D warnings
+    # shellcheck disable=SC2046,SC2086
+    cargo test --workspace $flags --lib --bins $(targets unit)
+}
+
+lab() {
+    [ "$(id -u)" = 0 ] || { echo "lab: not root, and network namespaces need root" >&2; exit 1; }
+    scripts/deps.sh lab
+    # The lab runs the processes as users run them, so all binaries must be there before the first test.
+    # shellcheck disable=SC2086
+    cargo build --workspace --bins $flags
+    # One test at a time: they are full machines with their own daemons, and a timeout must mean something.
+    # shellcheck disable=SC2046,SC2086
+    cargo test --workspace $flags $(targets lab) -- --test-threads=1
+    # Nothing may be left behind by any of them.
+    "${CARGO_TARGET_DIR:-target}/lab/mooring-lab" leftovers
+}
+
+case "${1:-both}" in
+    unit) unit ;;
+    lab) lab ;;
+    both) unit; lab ;;
+    *) echo "unknown LANE '$1': one of unit, lab, both" >&2; exit 2 ;;
+esac
