@@ -2,13 +2,18 @@
 //! annotations and labels, and the way from a stored object to checked values, or to the field that is wrong and why.
 //! Knows no API server, no clock, no file and no host.
 
+pub mod annotations;
+pub mod convert;
 pub mod crds;
+mod invalid;
 pub mod keys;
 pub mod mooring;
 pub mod nad;
 mod schema;
+pub mod selector;
 pub mod spider;
 
+pub use invalid::Invalid;
 pub use mooring::{AddressLease, Bridge, NodeNetwork, PoolMap};
 pub use nad::NetworkAttachmentDefinition;
 pub use spider::{SpiderCoordinator, SpiderEndpoint, SpiderIPPool, SpiderMultusConfig, SpiderReservedIP, SpiderSubnet};

@@ -1,6 +1,10 @@
 //! NetworkAttachmentDefinition (`k8s.cni.cncf.io/v1`): Multus's kind, of which ours are one among several authors, so that
 //! everything in it may be missing. Written by hand because `kube`'s derive makes `spec` mandatory.
 
+mod render;
+
+pub use render::render;
+
 use std::borrow::Cow;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

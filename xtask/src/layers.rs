@@ -16,9 +16,8 @@ pub const LAYERS: &[(&str, &[&str])] = &[
 
 /// Arrows within a layer. The hands do not know each other, processes meet in API objects or CNI messages.
 pub const WITHIN: &[(&str, &str)] = &[
-    ("planner", "cni"),
-    ("planner", "api"),
-    ("ipam", "api"),
+    // What a pool means is arithmetic of addresses, and that exists once.
+    ("api", "ipam"),
     ("cni-ovs", "plumbing"),
     ("cni-macvlan", "plumbing"),
     ("cni-meta", "plumbing"),

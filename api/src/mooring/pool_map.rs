@@ -1,9 +1,15 @@
 //! PoolMap: which addresses of a pool are free, for agents to choose from without listing. The controller alone writes it.
 //! A hint, not the truth: who creates the AddressLease has the address.
 
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::lease::chunk_base;
 
 /// Free addresses of the pool of the same name.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -51,4 +57,47 @@ pub struct Chunk {
     /// 32 bytes in standard base64: bit `i % 8` (least significant first) of byte `i / 8` is set when `base + i` is free.
     #[schemars(length(equal = 44))]
     pub bits: String,
+}
+
+/// Why a chunk cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    #[error("base {0:?} is not the first address of a /24 or /120")]
+    Base(String),
+    #[error("bits {0:?} are not 32 bytes in base64")]
+    Bits(String),
+}
+
+impl Chunk {
+    pub fn new(base: IpAddr, bits: &[u8; 32]) -> Self {
+        Self { base: base.to_string(), bits: STANDARD.encode(bits) }
+    }
+
+    pub fn decode(&self) -> Result<(IpAddr, [u8; 32]), ChunkError> {
+        let base: IpAddr = self.base.parse().ok().filter(|b| chunk_base(*b) == *b).ok_or_else(|| ChunkError::Base(self.base.clone()))?;
+        let bytes = STANDARD.decode(&self.bits).ok().and_then(|b| <[u8; 32]>::try_from(b).ok());
+        Ok((base, bytes.ok_or_else(|| ChunkError::Bits(self.bits.clone()))?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_round_trip() {
+        let mut bits = [0u8; 32];
+        bits[1] = 0b100;
+        let base = "10.6.212.0".parse().unwrap();
+        let c = Chunk::new(base, &bits);
+        assert_eq!(c.bits.len(), 44, "the schema says so");
+        assert_eq!(c.decode().unwrap(), (base, bits));
+    }
+
+    #[test]
+    fn broken_chunks_are_refused() {
+        let c = |base: &str, bits: &str| Chunk { base: base.into(), bits: bits.into() }.decode().unwrap_err().to_string();
+        assert_eq!(c("10.6.212.1", ""), "base \"10.6.212.1\" is not the first address of a /24 or /120");
+        assert_eq!(c("10.6.212.0", "AAAA"), "bits \"AAAA\" are not 32 bytes in base64");
+    }
 }

@@ -52,7 +52,7 @@ pub struct SpiderIPPoolSpec {
     pub ip_version: Option<i64>,
     /// The network that the addresses lie in, without host bits: `10.6.0.0/16`.
     #[schemars(length(max = 43))]
-    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self) == cidr(self).masked()").message("must be a network without host bits, like 10.6.0.0/16"))]
+    #[x_kube(validation = Rule::new("isCIDR(self) && isIP(self.split('/')[0]) && cidr(self) == cidr(self).masked()").message("must be a network without host bits, like 10.6.0.0/16"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("cannot be changed"))]
     pub subnet: String,
     /// Addresses `a` and ascending ranges `a-b` of the subnet.

@@ -86,7 +86,7 @@ pub enum CniType {
 
 /// Macvlan and ipvlan.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[x_kube(validation = Rule::new("self.master.size() < 2 || has(self.bond)").message("two or more masters need a bond"))]
+#[x_kube(validation = Rule::new("(self.master.size() >= 2) == has(self.bond)").message("two or more masters need a bond, one has none"))]
 #[x_kube(validation = Rule::new("!has(self.ippools) || !has(self.ippools.matchMasterSubnet) || !self.ippools.matchMasterSubnet").message("matchMasterSubnet is for sriov only"))]
 #[serde(rename_all = "camelCase")]
 pub struct MacvlanConfig {
@@ -110,7 +110,7 @@ pub struct MacvlanConfig {
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[x_kube(validation = Rule::new("self.master.size() < 2 || has(self.bond)").message("two or more masters need a bond"))]
+#[x_kube(validation = Rule::new("(self.master.size() >= 2) == has(self.bond)").message("two or more masters need a bond, one has none"))]
 #[x_kube(validation = Rule::new("!has(self.ippools) || !has(self.ippools.matchMasterSubnet) || !self.ippools.matchMasterSubnet").message("matchMasterSubnet is for sriov only"))]
 #[x_kube(validation = Rule::new("has(self.vlanMode) && self.vlanMode == 'auto' ? !has(self.vlanID) : (has(self.vlanID) && self.vlanID >= 1)").message("vlanID of 1 to 4094 must be given with vlanMode manual, and only then"))]
 #[serde(rename_all = "camelCase")]

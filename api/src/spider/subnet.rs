@@ -39,7 +39,7 @@ pub struct SpiderSubnetSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message("cannot be changed"))]
     pub ip_version: Option<i64>,
     #[schemars(length(max = 43))]
-    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self) == cidr(self).masked()").message("must be a network without host bits, like 10.6.0.0/16"))]
+    #[x_kube(validation = Rule::new("isCIDR(self) && isIP(self.split('/')[0]) && cidr(self) == cidr(self).masked()").message("must be a network without host bits, like 10.6.0.0/16"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("cannot be changed"))]
     pub subnet: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
