@@ -1,0 +1,295 @@
+//! Steps that the kernel carries out, as netlink requests, files and frames. Blocking.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::{IfName, Rule};
+use netlink::{Announced, BatchError, Errno, LinkChange, LinkRef, Netns, Outcome, Request, Socket};
+use planner::step::LinkSet;
+use planner::{Ns, Step};
+
+use super::Pod;
+use crate::error::StepError;
+use crate::exec::{Done, Failed};
+
+/// A veth or macvlan has carrier within milliseconds of being up. Where the parent has none, waiting longer would
+/// only make the caller wait: `arp_notify` and `ndisc_notify` make the kernel announce when it comes.
+const CARRIER_WAIT: Duration = Duration::from_secs(1);
+
+pub(super) struct Kernel<'a> {
+    pub host_netns: &'a Netns,
+    pub host: &'a Socket,
+    pub pod: Option<&'a Pod>,
+}
+
+impl Kernel<'_> {
+    pub fn carry_out(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
+        match run {
+            [Step::SetSysctl { .. } | Step::SetTxChecksum { .. } | Step::Announce { .. }] => match self.alone(&run[0]) {
+                Ok(()) => Ok(vec![Done::Changed]),
+                Err(cause) => Err(Failed { at: 0, cause, changed: vec![false] }),
+            },
+            _ => self.batch(run),
+        }
+    }
+
+    fn alone(&self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::SetSysctl { ns, key, value, .. } => netlink::sysctl::write(Some(self.netns(*ns)?), key, value)?,
+            Step::SetTxChecksum { ns, dev, on } => netlink::set_tx_checksum(Some(self.netns(*ns)?), dev, *on)?,
+            Step::Announce { ns, dev, ips } => {
+                if netlink::announce(Some(self.netns(*ns)?), dev, ips, CARRIER_WAIT)? == Announced::NoCarrier {
+                    tracing::warn!(%dev, "not announced: the interface has no carrier");
+                }
+            }
+            _ => unreachable!("`parts` puts only these alone"),
+        }
+        Ok(())
+    }
+
+    fn netns(&self, ns: Ns) -> Result<&Netns, StepError> {
+        match ns {
+            Ns::Host => Ok(self.host_netns),
+            Ns::Pod => Ok(&self.pod.ok_or(StepError::NoPod)?.netns),
+        }
+    }
+
+    fn socket(&self, ns: Ns) -> Result<&Socket, StepError> {
+        match ns {
+            Ns::Host => Ok(self.host),
+            Ns::Pod => Ok(self.pod.ok_or(StepError::NoPod)?.socket()?),
+        }
+    }
+
+    /// One batch, but for the host's end of a veth, which gets its mark over the other socket.
+    fn batch(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
+        let mut names = Names::default();
+        let mut requests = Vec::new();
+        // For each step what is known without asking the kernel, and how many requests it has.
+        let mut shares = Vec::with_capacity(run.len());
+        let mut socket = None;
+        for (at, step) in run.iter().enumerate() {
+            let ready = self.socket(batch_ns(step)).and_then(|s| {
+                socket = Some(s);
+                self.requests(s, step, &mut names)
+            });
+            match ready {
+                Ok(Some(asked)) => {
+                    shares.push(asked.len());
+                    requests.extend(asked);
+                }
+                Ok(None) => shares.push(0),
+                // Nothing was sent yet; so of the whole run nothing is done.
+                Err(cause) => return Err(Failed { at, cause, changed: vec![false; run.len()] }),
+            }
+        }
+        let Some(socket) = socket else { return Ok(Vec::new()) };
+        let outcomes = match socket.batch(&requests) {
+            Ok(()) => vec![Outcome::Done; requests.len()],
+            Err(BatchError { outcomes, broken }) => {
+                if let Some(e) = &broken {
+                    tracing::warn!(error = %e, "a netlink exchange broke off");
+                }
+                outcomes
+            }
+        };
+        let mut done = Vec::with_capacity(run.len());
+        let mut changed = vec![false; run.len()];
+        let mut failed = None;
+        let mut rest = &outcomes[..];
+        for (at, (step, share)) in run.iter().zip(&shares).enumerate() {
+            let (of_step, behind) = rest.split_at(*share);
+            rest = behind;
+            let mut now = Done::AlreadySo;
+            for outcome in of_step {
+                match outcome {
+                    Outcome::Done => now = Done::Changed,
+                    Outcome::Refused(k) if already_so(step, k.errno) => {}
+                    Outcome::Refused(k) => {
+                        failed.get_or_insert((at, StepError::Netlink(k.clone().into())));
+                    }
+                    Outcome::NotTried => {}
+                    Outcome::Unknown => {
+                        now = Done::Changed;
+                        let lost = netlink::Error::Receive { source: std::io::ErrorKind::TimedOut.into() };
+                        failed.get_or_insert((at, lost.into()));
+                    }
+                }
+            }
+            changed[at] = now == Done::Changed;
+            done.push(now);
+        }
+        if failed.is_none() {
+            failed = self.mark_host_ends(run).err();
+        }
+        match failed {
+            None => Ok(done),
+            Some((at, cause)) => Err(Failed { at, cause, changed }),
+        }
+    }
+
+    /// The kernel sets no alias at birth, so the mark comes right after.
+    fn mark_host_ends(&self, run: &[Step]) -> Result<(), (usize, StepError)> {
+        for (at, step) in run.iter().enumerate() {
+            if let Step::AddVeth(v) = step {
+                let request = Request::SetLink { link: LinkRef::Name(v.host_name.clone()), change: alias(&v.alias) };
+                self.host.batch(&[request]).map_err(|e| (at, refusal(e)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// None where there is nothing to ask for: it is so already.
+    fn requests<'a>(&'a self, socket: &Socket, step: &Step, names: &mut Names) -> Result<Option<Vec<Request<'a>>>, StepError> {
+        use Step::*;
+        Ok(Some(match step {
+            AddMacvlan(m) => {
+                let (parent_socket, parent_netns) = match m.parent_ns {
+                    Ns::Host => (self.host, Some(socket.netns_id_of(self.host_netns)?)),
+                    Ns::Pod => (socket, None),
+                };
+                let parent = parent_socket.link(&m.parent)?.ok_or_else(|| netlink::Error::NoLink(m.parent.to_string()))?.index;
+                let add = Request::AddMacvlan {
+                    name: m.name.clone(),
+                    parent,
+                    parent_netns,
+                    mode: m.mode,
+                    mac: m.mac,
+                    mtu: m.mtu.map(model::Mtu::get),
+                    bc_queue_len: m.bc_queue_len,
+                };
+                vec![add, Request::SetLink { link: LinkRef::Name(m.name.clone()), change: alias(&m.alias) }]
+            }
+            AddVeth(v) => {
+                let add = Request::AddVeth {
+                    name: v.pod_name.clone(),
+                    mac: v.pod_mac,
+                    mtu: v.mtu.map(model::Mtu::get),
+                    peer: v.host_name.clone(),
+                    peer_mac: v.host_mac,
+                    peer_netns: std::os::fd::AsFd::as_fd(self.host_netns),
+                };
+                vec![add, Request::SetLink { link: LinkRef::Name(v.pod_name.clone()), change: alias(&v.alias) }]
+            }
+            DelLink { name, .. } => vec![Request::DelLink(LinkRef::Name(name.clone()))],
+            SetLink { name, set, .. } => changes(set).map(|change| Request::SetLink { link: LinkRef::Name(name.clone()), change }).collect(),
+            AddAddr { dev, addr, nodad, .. } => {
+                vec![Request::AddAddr { index: names.index(socket, dev)?, addr: *addr, nodad: *nodad, no_prefix_route: false }]
+            }
+            AddRoute { route, .. } => vec![Request::AddRoute { index: names.index(socket, &route.dev)?, route: route.clone() }],
+            AddRule { rule, .. } => vec![Request::AddRule(rule.clone())],
+            AddNeighbour { dev, ip, mac, .. } => vec![Request::AddNeighbour { index: names.index(socket, dev)?, ip: *ip, mac: *mac }],
+            DelAddr { dev, addr, .. } => match names.find(socket, dev)? {
+                Some(index) => vec![Request::DelAddr { index, addr: *addr }],
+                None => return Ok(None),
+            },
+            DelRoute { route, .. } => match names.find(socket, &route.dev)? {
+                Some(index) => vec![Request::DelRoute { index, route: route.clone() }],
+                None => return Ok(None),
+            },
+            // The kernel deletes the first rule that agrees in what is given; so one that has more selectors could go for
+            // one that is not there.
+            DelRule { rule, .. } => match names.rules(socket)?.contains(rule) {
+                true => vec![Request::DelRule(rule.clone())],
+                false => return Ok(None),
+            },
+            DelNeighbour { dev, ip, .. } => match names.find(socket, dev)? {
+                Some(index) => vec![Request::DelNeighbour { index, ip: *ip }],
+                None => return Ok(None),
+            },
+            SetSysctl { .. } | SetTxChecksum { .. } | Announce { .. } => unreachable!("`parts` puts these alone"),
+            AddBridge(_) | DelBridge(_) | SetBridge { .. } | AddPort { .. } | DelPort { .. } | SetPort { .. } => {
+                unreachable!("`parts` keeps OVSDB apart")
+            }
+        }))
+    }
+}
+
+fn batch_ns(step: &Step) -> Ns {
+    use Step::*;
+    match step {
+        DelLink { ns, .. }
+        | SetLink { ns, .. }
+        | AddAddr { ns, .. }
+        | DelAddr { ns, .. }
+        | AddRoute { ns, .. }
+        | DelRoute { ns, .. }
+        | AddRule { ns, .. }
+        | DelRule { ns, .. }
+        | AddNeighbour { ns, .. }
+        | DelNeighbour { ns, .. } => *ns,
+        _ => Ns::Pod,
+    }
+}
+
+fn alias(alias: &str) -> LinkChange<'static> {
+    LinkChange { alias: Some(alias.to_owned()), ..LinkChange::default() }
+}
+
+/// One field each: the kernel sets several one after the other and stops at the first that fails, so that one request
+/// with several fields could be carried out by half. Up comes last.
+fn changes(set: &LinkSet) -> impl Iterator<Item = LinkChange<'static>> {
+    let none = LinkChange::default;
+    [
+        set.mac.map(|mac| LinkChange { mac: Some(mac), ..none() }),
+        set.mtu.map(|mtu| LinkChange { mtu: Some(mtu), ..none() }),
+        set.tx_queue_len.map(|q| LinkChange { tx_queue_len: Some(q), ..none() }),
+        set.alias.clone().map(|a| LinkChange { alias: Some(a), ..none() }),
+        set.up.map(|up| LinkChange { up: Some(up), ..none() }),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Whether this refusal means that it is already as the step wants it.
+fn already_so(step: &Step, errno: Errno) -> bool {
+    use Step::*;
+    match step {
+        AddAddr { .. } | AddRule { .. } => errno == Errno::EEXIST,
+        DelLink { .. } => errno == Errno::ENODEV,
+        DelAddr { .. } => matches!(errno, Errno::EADDRNOTAVAIL | Errno::ENODEV),
+        DelRoute { .. } => matches!(errno, Errno::ESRCH | Errno::ENODEV),
+        DelRule { .. } => errno == Errno::ENOENT,
+        DelNeighbour { .. } => matches!(errno, Errno::ENOENT | Errno::ENODEV),
+        _ => false,
+    }
+}
+
+fn refusal(e: BatchError) -> StepError {
+    let refused = e.outcomes.into_iter().find_map(|o| match o {
+        Outcome::Refused(k) => Some(netlink::Error::from(k)),
+        _ => None,
+    });
+    refused.or(e.broken).unwrap_or(netlink::Error::Malformed("a batch failed without saying where")).into()
+}
+
+/// What was looked up for this batch.
+#[derive(Default)]
+struct Names {
+    indexes: BTreeMap<IfName, u32>,
+    rules: Option<Vec<Rule>>,
+}
+
+impl Names {
+    fn find(&mut self, socket: &Socket, name: &IfName) -> Result<Option<u32>, netlink::Error> {
+        if let Some(index) = self.indexes.get(name) {
+            return Ok(Some(*index));
+        }
+        let found = socket.link(name)?.map(|l| l.index);
+        if let Some(index) = found {
+            self.indexes.insert(name.clone(), index);
+        }
+        Ok(found)
+    }
+
+    fn index(&mut self, socket: &Socket, name: &IfName) -> Result<u32, netlink::Error> {
+        self.find(socket, name)?.ok_or_else(|| netlink::Error::NoLink(name.to_string()))
+    }
+
+    fn rules(&mut self, socket: &Socket) -> Result<&[Rule], netlink::Error> {
+        match &mut self.rules {
+            Some(rules) => Ok(rules),
+            empty => Ok(empty.insert(socket.rules()?)),
+        }
+    }
+}
