@@ -263,7 +263,7 @@ impl fmt::Display for Step {
             }
             AddBridge(b) => write!(f, "add bridge {}", b.name),
             DelBridge(b) => write!(f, "delete bridge {}", b.name),
-            SetBridge { name, set, .. } => write!(f, "set bridge {name} {}", compact(set)),
+            SetBridge { name, set, .. } => write!(f, "set bridge {name} {set}"),
             AddPort { bridge, port } => {
                 write!(f, "add port {} to bridge {bridge}", port.name)?;
                 if port.interfaces.len() > 1 {
@@ -281,33 +281,62 @@ impl fmt::Display for Step {
                 Ok(())
             }
             DelPort { bridge, port } => write!(f, "delete port {} from bridge {bridge}", port.name),
-            SetPort { name, set, .. } => write!(f, "set port {name} {}", compact(set)),
+            SetPort { name, set, .. } => write!(f, "set port {name} {set}"),
         }
     }
 }
 
-/// `Debug` without the fields that are left alone.
-fn compact<T: fmt::Debug>(set: &T) -> String {
-    let text = format!("{set:?}");
-    let inner = text.split_once('{').map_or(text.as_str(), |(_, r)| r.trim_end_matches('}')).trim();
-    let mut depth = 0i32;
-    let mut fields = vec![String::new()];
-    for c in inner.chars() {
-        match c {
-            '(' | '{' | '[' => depth += 1,
-            ')' | '}' | ']' => depth -= 1,
-            ',' if depth == 0 => {
-                fields.push(String::new());
-                continue;
-            }
-            _ => {}
-        }
-        if let Some(last) = fields.last_mut() {
-            last.push(c);
+/// Writes `name=value` pairs joined by blanks; an emptied column or removed key has no value.
+struct Pairs<'a, 'f>(&'a mut fmt::Formatter<'f>, bool);
+
+impl Pairs<'_, '_> {
+    fn pair(&mut self, name: &str, value: &dyn fmt::Display) -> fmt::Result {
+        let blank = if std::mem::replace(&mut self.1, true) { " " } else { "" };
+        write!(self.0, "{blank}{name}={value}")
+    }
+
+    fn some<T: fmt::Display>(&mut self, name: &str, value: &Option<T>) -> fmt::Result {
+        value.as_ref().map_or(Ok(()), |v| self.pair(name, v))
+    }
+
+    fn column<T: fmt::Display>(&mut self, name: &str, value: &Option<Option<T>>) -> fmt::Result {
+        match value {
+            None => Ok(()),
+            Some(None) => self.pair(name, &""),
+            Some(Some(v)) => self.pair(name, v),
         }
     }
-    let kept: Vec<_> = fields.iter().map(|s| s.trim()).filter(|s| !s.is_empty() && !s.ends_with(": None") && !s.ends_with(": {}")).collect();
-    kept.join(", ")
+
+    fn map(&mut self, name: &str, map: &BTreeMap<String, Option<String>>) -> fmt::Result {
+        map.iter().try_for_each(|(k, v)| self.pair(&format!("{name}:{k}"), &v.as_deref().unwrap_or_default()))
+    }
+}
+
+/// In the order and with the names of ovs-vswitchd.conf.db(5).
+impl fmt::Display for BridgeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut p = Pairs(f, false);
+        p.some("datapath_type", &self.datapath_type)?;
+        p.column("fail_mode", &self.fail_mode)?;
+        p.some("mcast_snooping_enable", &self.mcast_snooping)?;
+        p.map("other_config", &self.other_config)?;
+        p.map("external_ids", &self.external_ids)?;
+        p.column("mtu_request", &self.mtu_request)
+    }
+}
+
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut p = Pairs(f, false);
+        p.column("tag", &self.tag)?;
+        p.some("trunks", &self.trunks)?;
+        p.column("vlan_mode", &self.vlan_mode)?;
+        p.column("bond_mode", &self.bond_mode)?;
+        p.column("lacp", &self.lacp)?;
+        p.some("bond_updelay", &self.bond_updelay)?;
+        p.some("bond_downdelay", &self.bond_downdelay)?;
+        p.map("external_ids", &self.external_ids)
+    }
 }
 
 /// Steps in the order in which they are carried out.
@@ -343,5 +372,40 @@ impl fmt::Display for Plan {
             writeln!(f, "{:3}. {s}", i + 1)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_print_what_they_change_and_nothing_else() {
+        let set = BridgeSet {
+            fail_mode: Some(None),
+            mcast_snooping: Some(true),
+            external_ids: BTreeMap::from([("mooring-bridge".to_owned(), Some("br1".to_owned())), ("old".to_owned(), None)]),
+            ..BridgeSet::default()
+        };
+        assert_eq!(set.to_string(), "fail_mode= mcast_snooping_enable=true external_ids:mooring-bridge=br1 external_ids:old=");
+        let step = Step::SetPort {
+            bridge: IfName::new("br1").unwrap(),
+            name: "eth1".to_owned(),
+            set: PortSet { trunks: Some("100-103,200".parse().unwrap()), bond_updelay: Some(200), ..PortSet::default() },
+            was: PortSet::default(),
+        };
+        assert_eq!(step.to_string(), "set port eth1 trunks=100-103,200 bond_updelay=200");
+        assert_eq!(BridgeSet::default().to_string(), "");
+    }
+
+    #[test]
+    fn undo_runs_backwards_and_gives_the_inverse_of_each_step() {
+        let name = IfName::new("eth1").unwrap();
+        let up = Step::SetLink { ns: Ns::Host, name: name.clone(), set: LinkSet::up(true), was: LinkSet::up(false) };
+        let route = Step::AddRoute { ns: Ns::Pod, route: Route::new("10.0.0.0/8".parse().unwrap(), None, name.clone()) };
+        let plan: Plan = [up.clone(), route.clone(), Step::DelLink { ns: Ns::Host, name }].into_iter().collect();
+        assert_eq!(plan.undo(3).steps, [route.inverse().unwrap(), up.inverse().unwrap()]);
+        assert_eq!(plan.undo(1).steps, [up.inverse().unwrap()]);
+        assert_eq!(up.inverse().unwrap().inverse().unwrap(), up);
     }
 }
