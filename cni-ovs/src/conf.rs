@@ -100,7 +100,8 @@ impl Conf {
         };
         let mtu = match f.number("mtu")? {
             None | Some(0) => None,
-            Some(n) => Some(Mtu::new(u64::try_from(n).unwrap_or(0)).map_err(|e| wrong("mtu", n, e))?),
+            Some(n) if n < 0 => return Err(wrong("mtu", n, "must be 0 (the default) or more")),
+            Some(n) => Some(Mtu::new(n.unsigned_abs()).map_err(|e| wrong("mtu", n, e))?),
         };
         let ofport_request = match f.number("ofport_request")? {
             None | Some(0) => None,
