@@ -34,12 +34,13 @@ pub struct Coordinator {
     pub host_rp_filter: Option<u8>,
 }
 
-/// `settings`, and where they are silent, the SpiderCoordinator's.
+/// `settings`, and where they are silent, the SpiderCoordinator's. An empty text is silent (Spiderpool's webhook wrote them
+/// into every object), an empty list is not.
 pub fn merged(settings: &CoordinatorSettings, cr: Option<&SpiderCoordinator>) -> CoordinatorSettings {
-    let mut out = settings.clone();
-    let Some(cr) = cr.map(|c| &c.spec) else { return out };
+    let mut out = spoken(settings);
+    let Some(cr) = cr.map(|c| spoken(&c.spec)) else { return out };
     macro_rules! fall_back {
-        ($($field:ident),*) => { $( if out.$field.is_none() { out.$field = cr.$field.clone(); } )* };
+        ($($field:ident),*) => { $( if out.$field.is_none() { out.$field = cr.$field; } )* };
     }
     fall_back!(
         mode, pod_cidr_type, hijack_cidr, policy_routes, pod_mac_prefix, tune_pod_routes, pod_default_route_nic, host_rule_table, pod_rp_filter, tx_queue_len,
@@ -48,10 +49,19 @@ pub fn merged(settings: &CoordinatorSettings, cr: Option<&SpiderCoordinator>) ->
     out
 }
 
+fn spoken(settings: &CoordinatorSettings) -> CoordinatorSettings {
+    let mut out = settings.clone();
+    for text in [&mut out.pod_mac_prefix, &mut out.pod_default_route_nic, &mut out.veth_link_address] {
+        if text.as_ref().is_some_and(String::is_empty) {
+            *text = None;
+        }
+    }
+    out
+}
+
 /// Merged and checked. Field names are relative to the settings.
 pub fn coordinator(settings: &CoordinatorSettings, cr: Option<&SpiderCoordinator>) -> Result<Coordinator, Invalid> {
     let s = merged(settings, cr);
-    let text = |v: &Option<String>| v.clone().filter(|t| !t.is_empty());
     let mut hijack = Vec::new();
     for (i, item) in s.hijack_cidr.iter().flatten().enumerate() {
         hijack.push(super::cidr_or_ip(&format!("hijackCIDR[{i}]"), item)?);
@@ -60,8 +70,8 @@ pub fn coordinator(settings: &CoordinatorSettings, cr: Option<&SpiderCoordinator
     for (i, r) in s.policy_routes.iter().flatten().enumerate() {
         policy_routes.push(super::route(&format!("policyRoutes[{i}]"), r)?);
     }
-    let mac_prefix = text(&s.pod_mac_prefix).map(|p| mac_prefix(&p)).transpose()?;
-    let default_route_nic = text(&s.pod_default_route_nic).map(|n| IfName::new(n.clone()).map_err(|e| Invalid::new("podDefaultRouteNIC", n, e))).transpose()?;
+    let mac_prefix = s.pod_mac_prefix.as_deref().map(mac_prefix).transpose()?;
+    let default_route_nic = s.pod_default_route_nic.as_deref().map(|n| IfName::new(n).map_err(|e| Invalid::new("podDefaultRouteNIC", n, e))).transpose()?;
     let host_rule_table = s.host_rule_table.unwrap_or(500);
     let host_rule_table = u32::try_from(host_rule_table)
         .ok()
@@ -69,7 +79,7 @@ pub fn coordinator(settings: &CoordinatorSettings, cr: Option<&SpiderCoordinator
         .ok_or_else(|| Invalid::new("hostRuleTable", host_rule_table, "is no table of ours: 0 is none, 253 to 255 are the kernel's"))?;
     let tx_queue_len = s.tx_queue_len.unwrap_or(0);
     let tx_queue_len = u32::try_from(tx_queue_len).map_err(|_| Invalid::new("txQueueLen", tx_queue_len, "is not a length"))?;
-    let veth_link_address = text(&s.veth_link_address).map(|a| super::ip("vethLinkAddress", &a)).transpose()?;
+    let veth_link_address = s.veth_link_address.as_deref().map(|a| super::ip("vethLinkAddress", a)).transpose()?;
     let veth_mtu = s
         .veth_mtu
         .map(|m| u64::try_from(m).ok().and_then(|m| Mtu::new(m).ok()).ok_or_else(|| Invalid::new("vethMTU", m, "is outside 68 to 65535")))
@@ -142,6 +152,10 @@ mod tests {
         assert_eq!((c.mode, c.tune_pod_routes, c.mac_prefix, c.host_rule_table), (CoordinatorMode::Underlay, false, Some([0x0a, 0x1b]), 500));
         assert_eq!(c.hijack, ["169.254.0.0/16".parse().unwrap(), "10.100.0.10/32".parse().unwrap()], "an address is its /32");
         assert_eq!(c.cidrs.len(), 2);
+        let own = settings(json!({"hijackCIDR": [], "podMACPrefix": ""}));
+        cr.spec.pod_mac_prefix = Some("0a:1b".into());
+        let c = coordinator(&own, Some(&cr)).unwrap();
+        assert_eq!((c.hijack.len(), c.mac_prefix), (0, Some([0x0a, 0x1b])), "an empty list is said, an empty text is not");
         let d = coordinator(&CoordinatorSettings::default(), None).unwrap();
         assert_eq!((d.mode, d.tune_pod_routes, d.pod_rp_filter, d.host_rp_filter, d.tx_queue_len), (CoordinatorMode::Auto, true, Some(0), None, None));
     }

@@ -409,7 +409,7 @@ fn coordinator(smc: &SpiderMultusConfig, cr: Option<&SpiderCoordinator>) -> Resu
         "txQueueLen": s.tx_queue_len.unwrap_or(0),
     });
     for (key, text) in [("podMACPrefix", s.pod_mac_prefix), ("podDefaultRouteNic", s.pod_default_route_nic), ("vethLinkAddress", s.veth_link_address)] {
-        if let Some(t) = text.filter(|t| !t.is_empty()) {
+        if let Some(t) = text {
             set(&mut conf, key, t);
         }
     }
@@ -423,10 +423,11 @@ fn coordinator(smc: &SpiderMultusConfig, cr: Option<&SpiderCoordinator>) -> Resu
             set(&mut conf, key, is);
         }
     }
-    if let Some(list) = s.hijack_cidr.filter(|l| !l.is_empty()) {
+    // An empty list is said too: it goes before the SpiderCoordinator's.
+    if let Some(list) = s.hijack_cidr {
         set(&mut conf, "hijackCIDR", list);
     }
-    if let Some(list) = s.policy_routes.filter(|l| !l.is_empty()) {
+    if let Some(list) = s.policy_routes {
         set(&mut conf, "policyRoutes", list.iter().map(|r| json!({"dst": r.dst, "gw": r.gw})).collect::<Vec<_>>());
     }
     Ok(conf)
