@@ -10,6 +10,9 @@ pub use delegate::{DefaultRoutes, Delegate, Nad};
 pub use selection::{Selection, interface_names};
 pub use status::NetworkStatus;
 
+#[cfg(test)]
+mod tests;
+
 /// Pod annotation: additional networks.
 pub const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 /// Pod annotation: replaces the cluster's network.

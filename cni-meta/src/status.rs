@@ -58,7 +58,14 @@ impl NetworkStatus {
             mtu: at.and_then(|(_, i)| i.mtu),
             default,
             dns: (&result.dns).into(),
-            gateway: result.routes.iter().filter(|r| r.dst.is_default()).filter_map(|r| r.gw).map(|g| g.to_string()).collect(),
+            gateway: result
+                .routes
+                .iter()
+                .filter(|r| r.dst.is_default())
+                // A route without a next hop goes by the gateway of its family (what `ptp` means); Multus prints "<nil>".
+                .filter_map(|r| r.gw.or_else(|| ips.iter().filter(|ip| ip.address.is_ipv4() == r.dst.is_ipv4()).find_map(|ip| ip.gateway)))
+                .map(|g| g.to_string())
+                .collect(),
         }
     }
 }
