@@ -109,8 +109,8 @@ async fn collect(rx: &mut mpsc::Receiver<Change>, state: &mut State, dirty: &mut
 }
 
 fn start_watches(client: &Client, tx: &mpsc::Sender<Change>) {
-    let all = Config::default().any_semantic;
-    let config = || all(Config::default());
+    // Lists come from the API server's cache (resourceVersion=0); a quorum read of everything is for nobody.
+    let config = || Config::default().any_semantic();
     watch(Api::<SpiderIPPool>::all(client.clone()), config(), tx, Change::Pool);
     watch(Api::<SpiderReservedIP>::all(client.clone()), config(), tx, Change::Reserved);
     watch(Api::<PoolMap>::all(client.clone()), config(), tx, Change::PoolMap);

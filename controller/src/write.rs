@@ -113,8 +113,17 @@ pub async fn write(client: &Client, w: &Write) -> Result<(), WriteError> {
     match result {
         Ok(()) => Ok(()),
         Err(kube::Error::Api(s)) if s.code == 404 && !matches!(w.op, Op::Create(_)) => Ok(()),
+        // An Event's name says what it tells; it has been told.
+        Err(kube::Error::Api(s)) if s.code == 409 && w.kind == Kind::Event => Ok(()),
         Err(kube::Error::Api(s)) if s.code == 409 => Err(WriteError::Conflict { write: w.to_string() }),
         Err(e) => Err(WriteError::Api { write: w.to_string(), source: Box::new(e) }),
+    }
+}
+
+impl WriteError {
+    /// The cause in words, for logs.
+    pub fn source_text(&self) -> String {
+        std::error::Error::source(self).map(ToString::to_string).unwrap_or_default()
     }
 }
 

@@ -1,0 +1,365 @@
+//! Pools: counts, conditions and the finalizer of each SpiderIPPool, and its PoolMap, the hint from which agents choose a free
+//! address. The truth is the leases; nothing here decides who has an address.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::mooring::{Chunk, PoolMapSpec};
+use api::spider::ippool::SpiderIPPoolStatus;
+use api::{PoolMap, SpiderIPPool, convert, keys};
+use ipam::{LeaseState, Pool, Pools, Window};
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use super::Stamp;
+use super::conditions::{self, Verdict};
+use crate::state::{Dirty, LeaseView, State};
+use crate::write::{Kind, Op, Write, guard};
+
+pub fn decide(state: &State, dirty: &Dirty, now: &Stamp) -> Vec<Write> {
+    let world = World::new(state);
+    let mut out = Vec::new();
+    for (name, obj) in state.pools.iter() {
+        if dirty.pools || dirty.domains.contains(domain(obj)) {
+            out.extend(world.pool(state, name, obj, now));
+        }
+    }
+    // Maps of pools that are gone; the owner reference would see to it too, in time.
+    if dirty.pools {
+        out.extend(state.pool_maps.values().filter(|m| state.pools.get(&m.name_any()).is_none()).map(|m| Write {
+            kind: Kind::PoolMap,
+            namespace: None,
+            name: m.name_any(),
+            op: Op::Delete { uid: m.uid() },
+        }));
+    }
+    out
+}
+
+fn domain(p: &SpiderIPPool) -> &str {
+    p.annotations().get(keys::L2_DOMAIN).map_or(keys::DEFAULT_L2_DOMAIN, String::as_str)
+}
+
+/// All pools, checked.
+struct World {
+    pools: Pools,
+    invalid: BTreeMap<String, String>,
+    /// SpiderReservedIPs that cannot be read: named in the condition of every pool, for more is given out than was meant.
+    reserved_invalid: Vec<String>,
+}
+
+impl World {
+    fn new(state: &State) -> Self {
+        let mut invalid = BTreeMap::new();
+        let mut checked: Vec<Pool> = Vec::new();
+        for (name, p) in state.pools.iter() {
+            match convert::pool(p) {
+                Ok(p) => checked.push(p),
+                Err(e) => drop(invalid.insert(name.clone(), e.to_string())),
+            }
+        }
+        let mut reserved = Vec::new();
+        let mut reserved_invalid = Vec::new();
+        for r in state.reserved.values() {
+            match convert::reserved(r) {
+                Ok(r) => reserved.push(r),
+                Err(e) => reserved_invalid.push(format!("SpiderReservedIP {}: {e}", r.name_any())),
+            }
+        }
+        Self { pools: Pools::new(checked, &reserved), invalid, reserved_invalid }
+    }
+
+    fn pool(&self, state: &State, name: &str, obj: &SpiderIPPool, now: &Stamp) -> Vec<Write> {
+        let mut out = Vec::new();
+        let in_use = state.leases.of_pool(name).next().is_some();
+        let terminating = obj.metadata.deletion_timestamp.is_some();
+        let write = |op| Write { kind: Kind::Pool, namespace: None, name: name.to_owned(), op };
+        let ours = obj.finalizers().iter().any(|f| f == keys::FINALIZER);
+        if terminating && ours && !in_use {
+            let rest: Vec<_> = obj.finalizers().iter().filter(|f| *f != keys::FINALIZER).collect();
+            return vec![write(Op::Patch(json!({ "metadata": { "resourceVersion": obj.resource_version(), "finalizers": rest } })))];
+        }
+        if !terminating && !ours {
+            let mut all = obj.finalizers().to_vec();
+            all.push(keys::FINALIZER.to_owned());
+            out.push(write(Op::Patch(json!({ "metadata": { "resourceVersion": obj.resource_version(), "finalizers": all } }))));
+        }
+        let leases: Vec<&LeaseView> = state.leases.of_pool(name).collect();
+        let status = self.status(name, obj, &leases, now);
+        if obj.status.as_ref() != Some(&status) {
+            // Only we write a pool's status: no guard, or the finalizer written just before would make it fail.
+            out.push(write(Op::PatchStatus(json!({ "status": status_patch(&status) }))));
+        }
+        if let (Some(pool), Some(allocatable), false) = (self.pools.get(name), self.pools.allocatable(name), terminating) {
+            // Addresses of any pool's leases are taken: overlapping pools share a domain.
+            let leased: BTreeSet<_> = match (allocatable.nth(0), allocatable.nth(allocatable.len().saturating_sub(1))) {
+                (Some(first), Some(last)) => state.leases.in_range(&pool.domain, first, last).map(|l| l.ip).collect(),
+                _ => BTreeSet::new(),
+            };
+            let spec = PoolMapSpec {
+                pool: name.to_owned(),
+                generation: obj.metadata.generation,
+                chunks: Window::build(allocatable, &leased).chunks.iter().map(|c| Chunk::new(c.base, &c.free)).collect(),
+                // Spares come with the hand-over of addresses; until then an agent keeps none.
+                spares_per_node: 0,
+                recall: Vec::new(),
+            };
+            out.extend(pool_map(obj, spec, state.pool_maps.get(name)));
+        }
+        out
+    }
+
+    fn status(&self, name: &str, obj: &SpiderIPPool, leases: &[&LeaseView], now: &Stamp) -> SpiderIPPoolStatus {
+        let old = obj.status.clone().unwrap_or_default();
+        let generation = obj.metadata.generation;
+        let Some((pool, allocatable)) = self.pools.get(name).zip(self.pools.allocatable(name)) else {
+            let why = self.invalid.get(name).cloned().unwrap_or_default();
+            let verdicts = [Verdict::new("Ready", false, "Invalid", why)];
+            return SpiderIPPoolStatus { observed_generation: generation, conditions: conditions::with(&old.conditions, &verdicts, generation, now), ..old };
+        };
+        let counts = ipam::counts(allocatable, leases.iter().map(|l| (l.ip, lease_state(l))));
+        let outside: Vec<_> = leases.iter().filter(|l| !pool.ranges.contains(l.ip)).map(|l| l.ip.to_string()).collect();
+        let verdicts = self.verdicts(pool, counts.free, &outside);
+        SpiderIPPoolStatus {
+            observed_generation: generation,
+            ip_version: Some(if pool.subnet.is_ipv4() { 4 } else { 6 }),
+            allocated_ip_count: Some(clamp(u128::from(counts.allocated))),
+            total_ip_count: Some(clamp(pool.ranges.len())),
+            free_ip_count: Some(clamp(counts.free)),
+            spare_ip_count: Some(clamp(u128::from(counts.spare + counts.kept))),
+            unreachable_ip_count: Some(clamp(u128::from(counts.unreachable))),
+            allocated_ips: old.allocated_ips,
+            conditions: conditions::with(&old.conditions, &verdicts, generation, now),
+        }
+    }
+
+    fn verdicts(&self, pool: &Pool, free: u128, outside: &[String]) -> Vec<Verdict> {
+        let ready = if !pool.unimplemented.is_empty() {
+            Verdict::new("Ready", false, "FieldNotImplemented", format!("nothing is given out: {} is set, which is not implemented yet", pool.unimplemented.join(", ")))
+        } else if pool.disable {
+            Verdict::new("Ready", false, "Disabled", "spec.disable is true: nothing new is given out")
+        } else if pool.terminating {
+            Verdict::new("Ready", false, "Terminating", "it is deleted when its last address is given back")
+        } else if !self.reserved_invalid.is_empty() {
+            Verdict::new("Ready", true, "ReservedIPInvalid", self.reserved_invalid.join("; "))
+        } else {
+            Verdict::new("Ready", true, "Usable", "")
+        };
+        let exhausted = if free == 0 {
+            Verdict::new("Exhausted", true, "NoFreeAddress", "every address has a lease")
+        } else {
+            Verdict::new("Exhausted", false, "HasFreeAddress", "")
+        };
+        let overlaps = self.pools.overlaps(&pool.name);
+        let overlap = if overlaps.is_empty() {
+            Verdict::new("Overlap", false, "NoOverlap", "")
+        } else {
+            let list: Vec<_> = overlaps.iter().map(|o| format!("{} belongs to the older pool {}", o.shared, o.older)).collect();
+            Verdict::new("Overlap", true, "SharedWithOlderPool", format!("in L2 domain {}: {}", pool.domain, list.join("; ")))
+        };
+        let cut = if outside.is_empty() {
+            Verdict::new("InUseOutsideRange", false, "AllInside", "")
+        } else {
+            let named = outside.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
+            Verdict::new("InUseOutsideRange", true, "RangeWasCut", format!("{} addresses are in use that ips no longer holds: {named}", outside.len()))
+        };
+        vec![ready, exhausted, overlap, cut]
+    }
+}
+
+fn lease_state(l: &LeaseView) -> LeaseState {
+    match (l.has_holder, l.node.is_empty()) {
+        (true, _) => LeaseState::Held,
+        (false, false) => LeaseState::Spare,
+        (false, true) => LeaseState::Kept,
+    }
+}
+
+/// More than an integer of the API can say counts as the most it can.
+fn clamp(n: u128) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// In a merge patch an absent field keeps what was there.
+fn status_patch(s: &SpiderIPPoolStatus) -> Value {
+    let mut v = json!(s);
+    if v.get("conditions").is_none() {
+        v["conditions"] = json!([]);
+    }
+    v
+}
+
+fn pool_map(pool: &SpiderIPPool, spec: PoolMapSpec, have: Option<&PoolMap>) -> Option<Write> {
+    let name = pool.name_any();
+    let op = match have {
+        Some(have) if have.spec == spec => return None,
+        Some(have) => {
+            let mut v = json!(spec);
+            // Lists that become empty are left out by serde; a merge patch would keep the old ones.
+            for list in ["chunks", "recall"] {
+                if v.get(list).is_none() {
+                    v[list] = json!([]);
+                }
+            }
+            Op::Patch(json!({ "metadata": guard(have), "spec": v }))
+        }
+        None => Op::Create(json!({
+            "apiVersion": PoolMap::api_version(&()),
+            "kind": PoolMap::kind(&()),
+            "metadata": {
+                "name": name,
+                "ownerReferences": [{
+                    "apiVersion": SpiderIPPool::api_version(&()),
+                    "kind": SpiderIPPool::kind(&()),
+                    "name": name,
+                    "uid": pool.uid(),
+                }],
+            },
+            "spec": spec,
+        })),
+    };
+    Some(Write { kind: Kind::PoolMap, namespace: None, name, op })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Change;
+    use api::mooring::AddressLease;
+    use kube::runtime::watcher::Event;
+
+    fn now() -> Stamp {
+        Stamp("2026-01-01T00:00:00Z".parse().unwrap())
+    }
+
+    fn pool(name: &str, spec: Value) -> SpiderIPPool {
+        let mut p = SpiderIPPool::new(name, serde_json::from_value(spec).unwrap());
+        p.metadata.generation = Some(1);
+        p.metadata.uid = Some(format!("uid-{name}"));
+        p
+    }
+
+    fn seed() -> SpiderIPPool {
+        pool("ippool-test", json!({ "subnet": "172.18.0.0/16", "ips": ["172.18.30.131-172.18.30.140"], "gateway": "172.18.0.1" }))
+    }
+
+    fn lease(ip: &str, pool: &str, holder: bool) -> AddressLease {
+        let ip = ip.parse().unwrap();
+        let mut l = AddressLease::new(&api::mooring::lease_name("default", ip), Default::default());
+        l.spec.pool = pool.into();
+        l.spec.node = "n1".into();
+        l.spec.holder = holder.then(Default::default);
+        l
+    }
+
+    fn world(pools: Vec<SpiderIPPool>, leases: Vec<AddressLease>) -> State {
+        let mut s = State::default();
+        let mut d = Dirty::default();
+        for p in pools {
+            s.apply(Change::Pool(Event::Apply(p)), &mut d);
+        }
+        for l in leases {
+            s.apply(Change::Lease(Event::Apply(l)), &mut d);
+        }
+        s
+    }
+
+    fn all(s: &State) -> Vec<Write> {
+        decide(s, &Dirty::all(), &now())
+    }
+
+    fn status_of<'a>(w: &'a [Write], name: &str) -> &'a Value {
+        w.iter()
+            .find_map(|w| match &w.op {
+                Op::PatchStatus(v) if w.name == name => Some(&v["status"]),
+                _ => None,
+            })
+            .unwrap_or_else(|| panic!("no status of {name}: {w:?}"))
+    }
+
+    fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+        status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap()
+    }
+
+    #[test]
+    fn the_seeds_pool_counts_its_holders() {
+        let s = world(vec![seed()], vec![lease("172.18.30.131", "ippool-test", true), lease("172.18.30.132", "ippool-test", false)]);
+        let w = all(&s);
+        let st = status_of(&w, "ippool-test");
+        assert_eq!((&st["ipVersion"], &st["totalIPCount"], &st["allocatedIPCount"], &st["freeIPCount"]), (&json!(4), &json!(10), &json!(1), &json!(8)));
+        assert_eq!(condition(st, "Ready")["status"], "True");
+    }
+
+    #[test]
+    fn the_map_shows_free_addresses_only() {
+        let s = world(vec![seed()], vec![lease("172.18.30.131", "ippool-test", true)]);
+        let w = all(&s);
+        let map = w.iter().find(|w| w.kind == Kind::PoolMap).unwrap();
+        let Op::Create(v) = &map.op else { panic!("{map:?}") };
+        let m: PoolMap = serde_json::from_value(v.clone()).unwrap();
+        let (base, bits) = m.spec.chunks[0].decode().unwrap();
+        assert_eq!(base.to_string(), "172.18.30.0");
+        let free: Vec<u8> = (0..=255u8).filter(|i| bits[usize::from(i / 8)] & (1 << (i % 8)) != 0).collect();
+        assert_eq!(free, (132..=140).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn of_overlapping_pools_the_older_owns_what_they_share() {
+        let mut old = pool("old", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1-10.6.1.10"] }));
+        old.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()));
+        let mut young = pool("young", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.8-10.6.1.20"] }));
+        young.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-02T00:00:00Z".parse().unwrap()));
+        let w = all(&world(vec![old, young], vec![]));
+        assert_eq!(condition(status_of(&w, "old"), "Overlap")["status"], "False");
+        let o = condition(status_of(&w, "young"), "Overlap");
+        assert_eq!(o["message"], "in L2 domain default: 10.6.1.8-10.6.1.10 belongs to the older pool old");
+    }
+
+    #[test]
+    fn a_field_that_nothing_acts_on_stops_the_pool_and_is_named() {
+        let p = pool("p", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1"], "podAffinity": { "matchLabels": { "a": "b" } } }));
+        let w = all(&world(vec![p], vec![]));
+        let c = condition(status_of(&w, "p"), "Ready");
+        assert_eq!((&c["status"], &c["reason"]), (&json!("False"), &json!("FieldNotImplemented")));
+        assert!(c["message"].as_str().unwrap().contains("podAffinity"));
+    }
+
+    #[test]
+    fn a_pool_in_use_keeps_its_finalizer_until_the_last_lease_is_gone() {
+        let mut p = seed();
+        p.metadata.finalizers = Some(vec![keys::FINALIZER.into()]);
+        p.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()));
+        let s = world(vec![p.clone()], vec![lease("172.18.30.131", "ippool-test", true)]);
+        assert!(all(&s).iter().all(|w| !matches!(w.op, Op::Patch(_))));
+        let s = world(vec![p], vec![]);
+        let w = all(&s);
+        assert_eq!(w.len(), 1);
+        let Op::Patch(v) = &w[0].op else { panic!() };
+        assert_eq!(v["metadata"]["finalizers"], json!([]));
+    }
+
+    #[test]
+    fn addresses_in_use_that_a_cut_range_no_longer_holds_are_shown() {
+        let s = world(vec![seed()], vec![lease("172.18.30.200", "ippool-test", true)]);
+        let c = all(&s);
+        let c = condition(status_of(&c, "ippool-test"), "InUseOutsideRange");
+        assert_eq!(c["message"], "1 addresses are in use that ips no longer holds: 172.18.30.200");
+    }
+
+    #[test]
+    fn what_is_right_is_not_written_again() {
+        let s = world(vec![seed()], vec![]);
+        let mut p = seed();
+        let mut m = None;
+        for w in all(&s) {
+            match (w.kind, w.op) {
+                (Kind::Pool, Op::PatchStatus(v)) => p.status = Some(serde_json::from_value(v["status"].clone()).unwrap()),
+                (Kind::Pool, Op::Patch(v)) => p.metadata.finalizers = serde_json::from_value(v["metadata"]["finalizers"].clone()).unwrap(),
+                (Kind::PoolMap, Op::Create(v)) => m = Some(serde_json::from_value::<PoolMap>(v).unwrap()),
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut s = world(vec![p], vec![]);
+        s.apply(Change::PoolMap(Event::Apply(m.unwrap())), &mut Dirty::default());
+        assert_eq!(all(&s), vec![]);
+    }
+}
