@@ -70,7 +70,10 @@ impl LinuxHost {
         let session = Session { host: self.0.clone(), pod: pod.map(|netns| Arc::new(Pod { netns, socket: OnceLock::new() })) };
         let task_plan = plan.clone();
         let task = tokio::spawn(async move { exec::run(&session, &task_plan, fail_at).await });
-        task.await.unwrap_or_else(|e| Err(aborted(StepError::Task(e.to_string()))))
+        match task.await {
+            Ok(result) => result,
+            Err(e) => Err(aborted(StepError::Task(e.to_string()))),
+        }
     }
 }
 
