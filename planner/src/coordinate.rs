@@ -22,12 +22,12 @@ mod routes;
 use std::net::IpAddr;
 
 use model::observed::{NetnsState, LinkKind};
-use model::{Cidr, IfAddr, IfName, MacAddr, Mtu, Owner, Route, Rule};
+use model::{Cidr, IfAddr, IfName, MacAddr, Owner, Route, Rule};
 
 use crate::step::{LinkSet, Veth};
 use crate::{Nic, Ns, Plan, Refusal, Step};
 
-pub use settings::{Mode, RawSettings, Settings};
+pub use settings::{Mode, Settings};
 
 /// Preference of all our rules: behind `local` (0), before `main` (32766).
 pub const RULE_PREF: u32 = 1000;
@@ -93,7 +93,7 @@ pub fn way(input: &CoordinateInput<'_>) -> Result<Way, Refusal> {
         Mode::Underlay => Err(Refusal::conflict(
             "mode",
             "underlay",
-            format!("{} has no {VETH0}, so its first NIC is the cluster's: use \"auto\" or \"overlay\" on {}", "the pod", input.ifname),
+            format!("the pod has no {VETH0}, so its first NIC is the cluster's: use \"auto\" or \"overlay\" on {}", input.ifname),
         )),
         Mode::Overlay if first || has_veth0 => Err(Refusal::conflict(
             "mode",
@@ -121,7 +121,7 @@ pub fn plan(input: &CoordinateInput<'_>) -> Result<Plan, Refusal> {
     let first = input.pod_nics.first().is_none_or(|f| f == input.ifname);
     let node = routes::Node::of(input, way);
     if way == Way::Underlay && first {
-        host_pair(input, &node, &mut p);
+        host_pair(input, &node, &mut p)?;
     }
     routes::pod(input, way, first, &node, &mut p)?;
     host_routes(input, way, first, &node, &mut p);
@@ -146,7 +146,10 @@ pub fn plan_sweep(host_rule_table: u32, living: &[IpAddr], host: &NetnsState) ->
 
 fn check_default_nic(input: &CoordinateInput<'_>) -> Result<(), Refusal> {
     let Some(nic) = &input.settings.default_route_nic else { return Ok(()) };
-    if input.pod_nics.iter().chain(input.pod.links.iter().map(|l| &l.name)).any(|n| n.as_str() == nic) {
+    if !input.settings.default_route_nic_by_pod && input.pod_nics.len() < 2 {
+        return Ok(());
+    }
+    if input.pod_nics.iter().chain(input.pod.links.iter().map(|l| &l.name)).any(|n| n == nic) {
         return Ok(());
     }
     let all = input.pod_nics.iter().map(IfName::as_str).collect::<Vec<_>>().join(", ");
@@ -218,7 +221,7 @@ pub(crate) fn pair_macs(owner: Owner) -> (MacAddr, MacAddr) {
     (mac(0x02), mac(0x06))
 }
 
-fn host_pair(input: &CoordinateInput<'_>, node: &routes::Node, p: &mut Plan) {
+fn host_pair(input: &CoordinateInput<'_>, node: &routes::Node, p: &mut Plan) -> Result<(), Refusal> {
     let veth0 = IfName::new(VETH0).expect("a short name");
     let host_name = input.owner.attachment.link_name(HOST_VETH_PREFIX);
     let (host_mac, pod_mac) = pair_macs(input.owner);
@@ -228,7 +231,7 @@ fn host_pair(input: &CoordinateInput<'_>, node: &routes::Node, p: &mut Plan) {
             pod_name: veth0.clone(),
             host_mac: Some(host_mac),
             pod_mac: Some(pod_mac),
-            mtu: Mtu::new(u64::from(input.settings.veth_mtu)).ok(),
+            mtu: input.settings.veth_mtu,
             alias: input.owner.alias(),
         }));
         if node.has_v6 {
@@ -250,14 +253,16 @@ fn host_pair(input: &CoordinateInput<'_>, node: &routes::Node, p: &mut Plan) {
         }
     }
     if let Some(ip) = input.settings.veth_link_address {
-        let addr = IfAddr::new(ip, if ip.is_ipv4() { 32 } else { 128 }).expect("checked with the settings");
-        if !input.pod.addrs_of(&veth0).any(|a| a.addr == addr) {
-            p.push(Step::AddAddr { ns: Ns::Pod, dev: veth0.clone(), addr, nodad: true });
+        match IfAddr::new(ip, if ip.is_ipv4() { 32 } else { 128 }) {
+            Err(e) => return Err(Refusal::invalid("vethLinkAddress", ip, e.to_string())),
+            Ok(addr) if input.pod.addrs_of(&veth0).any(|a| a.addr == addr) => {}
+            Ok(addr) => p.push(Step::AddAddr { ns: Ns::Pod, dev: veth0.clone(), addr, nodad: true }),
         }
     }
     for ip in node.on_veth0() {
         neighbour(p, Ns::Pod, input.pod, &veth0, ip, host_mac);
     }
+    Ok(())
 }
 
 fn neighbour(p: &mut Plan, ns: Ns, state: &NetnsState, dev: &IfName, ip: IpAddr, mac: MacAddr) {

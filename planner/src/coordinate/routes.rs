@@ -190,17 +190,20 @@ pub(crate) fn pod(input: &CoordinateInput<'_>, way: Way, first: bool, node: &Nod
         }
         let gw = default_of(input, ipv4);
         if s.tune_pod_routes {
+            let to_node = node.routes(&cluster, ipv4, TABLE_MAIN);
             let plain = |r: &Route, table| Route { table, metric: None, ..r.clone() };
-            let mut own: Vec<Route> = own_routes(input.pod, input.ifname, ipv4).map(|r| plain(r, table)).collect();
+            // What leads to the node is made for each table, not copied: main may have another one, from before us.
+            let copied = |nic, table| own_routes(input.pod, nic, ipv4).filter(|r| !to_node.iter().any(|n| n.dst == r.dst)).map(move |r| plain(r, table));
+            let mut own: Vec<Route> = copied(input.ifname, table).collect();
             own.extend(policy.cloned());
             own.extend(gw.map(|gw| Route::new(Cidr::default_for(gw), Some(gw), input.ifname.clone()).in_table(table)));
             own.extend(node.routes(&cluster, ipv4, table));
             if way == Way::Overlay {
-                own.extend(own_routes(input.pod, eth0, ipv4).filter(|r| r.gw.is_none()).map(|r| plain(r, table)));
+                own.extend(copied(eth0, table).filter(|r| r.gw.is_none()));
             }
             // A route by a gateway needs the gateway's network first.
             own.sort_by_key(|r| r.gw.is_some());
-            let mut eth0s: Vec<Route> = own_routes(input.pod, eth0, ipv4).map(|r| plain(r, 100)).collect();
+            let mut eth0s: Vec<Route> = copied(eth0, 100).collect();
             eth0s.extend(gateway_of(input.pod, eth0, ipv4).map(|gw| Route::new(Cidr::default_for(gw), Some(gw), eth0.clone()).in_table(100)));
             eth0s.extend(node.routes(&cluster, ipv4, 100));
             eth0s.sort_by_key(|r| r.gw.is_some());
@@ -231,7 +234,7 @@ fn default_in_main(input: &CoordinateInput<'_>, ipv4: bool, gw: Option<IpAddr>, 
     let ns = Ns::Pod;
     let defaults = input.pod.routes.iter().filter(|r| r.table == TABLE_MAIN && r.dst.is_default() && r.dst.is_ipv4() == ipv4);
     let (mine, others): (Vec<_>, Vec<_>) = defaults.partition(|r| &r.dev == input.ifname);
-    if input.settings.default_route_nic.as_deref() == Some(input.ifname.as_str()) {
+    if input.settings.default_route_nic.as_ref() == Some(input.ifname) {
         let Some(gw) = gw else { return };
         others.into_iter().for_each(|r| p.push(Step::DelRoute { ns, route: r.clone() }));
         put(p, ns, input.pod, Route::new(Cidr::default_for(gw), Some(gw), input.ifname.clone()), false);
