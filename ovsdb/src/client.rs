@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::codec::MAX_MESSAGE_LEN;
-use crate::connection::{Actor, Command};
+use crate::connection::{Actor, Command, Release};
 use crate::endpoint::Connector;
 use crate::error::Error;
 use crate::monitor::{MonitorRequest, Replica, Shared};
@@ -80,6 +80,7 @@ struct Inner {
     database: String,
     max_message_len: usize,
     commands: mpsc::Sender<Command>,
+    released: Arc<Notify>,
     state: watch::Receiver<State>,
     next_id: AtomicU64,
 }
@@ -89,15 +90,17 @@ impl Client {
     pub fn connect(connector: impl Connector, config: Config) -> Self {
         let (commands, inbox) = mpsc::channel(MAX_QUEUED);
         let (state_sender, state) = watch::channel(State::Disconnected { reason: "not tried yet".into() });
+        let released = Arc::new(Notify::new());
         let inner = Inner {
             database: config.database.clone(),
             max_message_len: config.max_message_len,
             commands,
+            released: Arc::clone(&released),
             state,
             next_id: AtomicU64::new(0),
         };
         // The task ends by itself when the last handle is gone: its inbox closes.
-        tokio::spawn(Actor::new(connector, config, inbox, state_sender).run());
+        tokio::spawn(Actor::new(connector, config, inbox, released, state_sender).run());
         Client { inner: Arc::new(inner) }
     }
 
@@ -147,20 +150,20 @@ impl Client {
     /// Follows tables from now on, over reconnects too, until the last clone of the replica is dropped. Returns before
     /// the first content is there: see [`Replica::synced`].
     pub async fn monitor(&self, request: MonitorRequest) -> Result<Replica, Error> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(Release(Arc::clone(&self.inner.released))));
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let command = Command::Monitor { id, request, shared: Arc::downgrade(&shared) };
         self.send(command).await?;
         Ok(Replica { shared, client: self.clone() })
     }
 
-    /// Asks for a lock, over reconnects too, until the returned handle is dropped: see [`Lock::held`]. One handle per
-    /// name and client. `name` must be an identifier.
+    /// Asks for a lock, over reconnects too, until the returned handle is dropped: see [`Lock::held`]. A
+    /// further handle of the same name and client takes the place of the first. `name` must be an identifier.
     pub async fn lock(&self, name: &str) -> Result<Lock, Error> {
         check_identifier("lock", name)?;
         let (held, receiver) = watch::channel(false);
         self.send(Command::Lock { name: name.to_owned(), held }).await?;
-        Ok(Lock { held: receiver, _client: self.clone() })
+        Ok(Lock { held: receiver, _release: Release(Arc::clone(&self.inner.released)), _client: self.clone() })
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {
@@ -209,6 +212,8 @@ impl Drop for CancelOnDrop<'_> {
 #[derive(Debug)]
 pub struct Lock {
     held: watch::Receiver<bool>,
+    // After `held`: fields are dropped in this order, and the task must find that one gone.
+    _release: Release,
     _client: Client,
 }
 

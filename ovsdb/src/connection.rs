@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::codec::{Encoder, FramedRead};
 use tracing::{debug, info, warn};
@@ -54,6 +54,16 @@ impl fmt::Debug for Command {
     }
 }
 
+/// Wakes the connection's task when it is dropped, to give back at the server what its owner held.
+#[derive(Debug, Default)]
+pub(crate) struct Release(pub(crate) Arc<Notify>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
 type Reply = oneshot::Sender<Result<Box<RawValue>, Error>>;
 
 /// Why a connection ended.
@@ -83,6 +93,8 @@ pub(crate) struct Actor<C> {
     connector: C,
     config: Config,
     inbox: mpsc::Receiver<Command>,
+    /// A replica or a lock was dropped.
+    released: Arc<Notify>,
     state: watch::Sender<State>,
     monitors: BTreeMap<u64, Monitor>,
     locks: BTreeMap<String, watch::Sender<bool>>,
@@ -94,8 +106,14 @@ struct Monitor {
 }
 
 impl<C: Connector> Actor<C> {
-    pub(crate) fn new(connector: C, config: Config, inbox: mpsc::Receiver<Command>, state: watch::Sender<State>) -> Self {
-        Actor { connector, config, inbox, state, monitors: BTreeMap::new(), locks: BTreeMap::new() }
+    pub(crate) fn new(
+        connector: C,
+        config: Config,
+        inbox: mpsc::Receiver<Command>,
+        released: Arc<Notify>,
+        state: watch::Sender<State>,
+    ) -> Self {
+        Actor { connector, config, inbox, released, state, monitors: BTreeMap::new(), locks: BTreeMap::new() }
     }
 
     pub(crate) async fn run(mut self) {
@@ -127,7 +145,7 @@ impl<C: Connector> Actor<C> {
     /// `None` when the last handle is gone.
     async fn connect(&mut self) -> Option<io::Result<C::Stream>> {
         // Connecting borrows the connector while commands are refused, so the two are taken apart for its duration.
-        let Actor { connector, config, inbox, state, monitors, locks } = self;
+        let Actor { connector, config, inbox, state, monitors, locks, .. } = self;
         let connecting = tokio::time::timeout(config.connect_timeout, connector.connect());
         tokio::pin!(connecting);
         loop {
@@ -322,6 +340,7 @@ impl<'a, C: Connector> Session<'a, C> {
                     Some(command) => self.command(command)?,
                     None => return Ok(()),
                 },
+                () = self.actor.released.notified() => self.release()?,
                 () = tokio::time::sleep_until(silent_at) => {
                     if self.probed.is_some() {
                         return Err(Broken::Silent(interval * 2));
@@ -362,8 +381,8 @@ impl<'a, C: Connector> Session<'a, C> {
             }
             Command::Cancel { id } => {
                 let id = RequestId::Caller(id);
-                // The reply to the cancelled request still comes, and takes it out of flight.
-                if self.in_flight.contains_key(&id) {
+                // RFC 7047 section 4.1.4 promises a reply with error "canceled"; ovsdb-server 3.1 cancels and sends none.
+                if self.in_flight.remove(&id).is_some() {
                     self.send(json!({"id": null, "method": "cancel", "params": [id]}))?;
                 }
             }
@@ -372,8 +391,13 @@ impl<'a, C: Connector> Session<'a, C> {
                 self.start_monitor(id)?;
             }
             Command::Lock { name, held } => {
-                self.actor.locks.insert(name.clone(), held);
+                let replaced = self.actor.locks.insert(name.clone(), held);
                 if self.schema.is_some() {
+                    if let Some(replaced) = replaced {
+                        // The server refuses to be asked twice for the same lock.
+                        replaced.send_replace(false);
+                        self.request("unlock", json!([name]), InFlight::Ignored)?;
+                    }
                     self.request("lock", json!([name]), InFlight::Lock { name: name.clone() })?;
                 }
             }
@@ -436,9 +460,8 @@ impl<'a, C: Connector> Session<'a, C> {
             InFlight::Monitor { id } => {
                 let content = answer("monitor_cond").map_err(Broken::Refused)?;
                 let schema = self.schema.as_ref().expect("monitors are started after the schema came");
-                match self.actor.monitors.get(&id).and_then(|monitor| monitor.shared.upgrade()) {
-                    Some(shared) => shared.reset(schema, content)?,
-                    None => self.stop_monitor(id)?,
+                if let Some(shared) = self.actor.monitors.get(&id).and_then(|monitor| monitor.shared.upgrade()) {
+                    shared.reset(schema, content)?;
                 }
             }
             InFlight::Lock { name } => {
@@ -448,7 +471,9 @@ impl<'a, C: Connector> Session<'a, C> {
                 }
                 let locked = answer("lock").map_err(Broken::Refused)?;
                 let locked: Locked = serde_json::from_str(locked.get()).map_err(Broken::Message)?;
-                self.set_lock(&name, locked.locked)?;
+                if let Some(handle) = self.actor.locks.get(&name) {
+                    handle.send_replace(locked.locked);
+                }
             }
         }
         Ok(())
@@ -476,39 +501,34 @@ impl<'a, C: Connector> Session<'a, C> {
         let params = params.map_or("[]", RawValue::get);
         let (id, updates): (u64, TableUpdates) = serde_json::from_str(params).map_err(Broken::Message)?;
         // Updates of a monitor that is being cancelled may still come.
-        let Some(monitor) = self.actor.monitors.get(&id) else {
-            return Ok(());
-        };
-        match monitor.shared.upgrade() {
+        match self.actor.monitors.get(&id).and_then(|monitor| monitor.shared.upgrade()) {
             Some(shared) => Ok(shared.update(updates)?),
-            None => self.stop_monitor(id),
+            None => Ok(()),
         }
-    }
-
-    fn stop_monitor(&mut self, id: u64) -> Result<(), Broken> {
-        self.actor.monitors.remove(&id);
-        self.request("monitor_cancel", json!([id]), InFlight::Ignored)
     }
 
     fn lock_changed(&mut self, params: Option<&RawValue>, held: bool) {
         let name = params.and_then(|params| serde_json::from_str::<[String; 1]>(params.get()).ok());
-        if let Some([name]) = name
-            && let Err(error) = self.set_lock(&name, held)
-        {
-            debug!(%error, "lock of no one could not be given back");
+        if let Some(handle) = name.and_then(|[name]| self.actor.locks.get(&name)) {
+            handle.send_replace(held);
         }
     }
 
-    fn set_lock(&mut self, name: &str, held: bool) -> Result<(), Broken> {
-        let Some(handle) = self.actor.locks.get(name) else {
-            return Ok(());
-        };
-        if !handle.is_closed() {
-            handle.send_replace(held);
-            return Ok(());
+    /// Gives back what nobody holds any more.
+    fn release(&mut self) -> Result<(), Broken> {
+        let dead: Vec<u64> =
+            self.actor.monitors.extract_if(.., |_, monitor| monitor.shared.strong_count() == 0).map(|(id, _)| id).collect();
+        let free: Vec<String> = self.actor.locks.extract_if(.., |_, held| held.is_closed()).map(|(name, _)| name).collect();
+        // Before the schema came nothing was asked for.
+        if self.schema.is_some() {
+            for id in dead {
+                self.request("monitor_cancel", json!([id]), InFlight::Ignored)?;
+            }
+            for name in free {
+                self.request("unlock", json!([name]), InFlight::Ignored)?;
+            }
         }
-        self.actor.locks.remove(name);
-        self.request("unlock", json!([name]), InFlight::Ignored)
+        Ok(())
     }
 }
 

@@ -6,9 +6,10 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), ovsdb::Error> {
-//! use ovsdb::{Client, Config, Condition, MonitorRequest, Mutation, Operation, Value, columns};
+//! use ovsdb::{Client, Config, Condition, Endpoint, MonitorRequest, Mutation, Operation, Value, columns};
 //!
-//! let client = Client::connect("unix:/run/openvswitch/db.sock".parse()?, Config::default());
+//! let endpoint: Endpoint = "unix:/run/openvswitch/db.sock".parse()?;
+//! let client = Client::connect(endpoint, Config::default());
 //! let replica = client.monitor(MonitorRequest::vswitch()).await?;
 //! replica.synced(std::time::Duration::from_secs(5)).await?;
 //! client

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use crate::client::Client;
+use crate::connection::Release;
 use crate::error::Error;
 use crate::op::{Condition, Mutation, OpResult, Operation};
 use crate::rows::{Bridge, Interface, OpenVSwitch, Port, RawRow, Row};
@@ -397,9 +398,14 @@ fn millis(duration: Duration) -> u64 {
 pub(crate) struct Shared {
     db: RwLock<Arc<Db>>,
     status: watch::Sender<Status>,
+    _release: Release,
 }
 
 impl Shared {
+    pub(crate) fn new(release: Release) -> Self {
+        Shared { _release: release, ..Shared::default() }
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Arc<Db>> {
         // A poisoned lock still holds a whole database: `Db::apply` checks before it changes anything.
         self.db.read().unwrap_or_else(PoisonError::into_inner)

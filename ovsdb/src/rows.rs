@@ -241,6 +241,7 @@ row! {
     "cur_cfg" cur_cfg: i64,
     /// Number of the configuration that was asked for last.
     "next_cfg" next_cfg: i64,
+    /// This and the next three are written by OVS's start scripts, not by its daemons.
     "ovs_version" ovs_version: Option<String>,
     "db_version" db_version: Option<String>,
     "system_type" system_type: Option<String>,
