@@ -27,9 +27,12 @@ pub fn all() -> Vec<CustomResourceDefinition> {
 
 /// Spiderpool lets `spec` be absent where all of its fields may be.
 fn empty_spec_by_default(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
-    if let Some(spec) = root(&mut crd).properties.as_mut().and_then(|p| p.get_mut("spec")) {
+    let root = root(&mut crd);
+    if let Some(spec) = root.properties.as_mut().and_then(|p| p.get_mut("spec")) {
         spec.default = Some(JSON(json!({})));
     }
+    // kubectl looks at `required` before the API server has filled the default in.
+    root.required = root.required.take().map(|r| r.into_iter().filter(|n| n != "spec").collect::<Vec<_>>()).filter(|r| !r.is_empty());
     crd
 }
 
