@@ -1,3 +1,5 @@
+//! What is accepted, refused and planned, against configurations of the reference macvlan plugin.
+
 use super::*;
 use cni::request::RawCall;
 use model::observed::{Addr, LinkKind, NetnsState};

@@ -1,3 +1,5 @@
+//! Which networks a pod gets from annotations and lookups, against recordings of Multus.
+
 use super::*;
 use cni::{AddResult, NetConfList, Version};
 use model::IfName;
