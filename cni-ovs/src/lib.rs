@@ -5,6 +5,7 @@ mod conf;
 mod plan;
 
 pub use conf::{Conf, FLAT_FILES, Vlans};
+pub use plan::garbage;
 
 /// `owner` in a port's `external_ids`; ovs-cni writes its own name there.
 pub const OWNER: &str = model::DOMAIN;

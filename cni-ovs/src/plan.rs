@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cni_plugin::fields::wrong;
 use cni_plugin::nic;
 use model::observed::{Look, Observed, Ovs, OvsBridge, OvsPort, Scope};
-use model::{IfName, MacAddr, Mtu, Owner, Tag, Trunks};
+use model::{AttachmentId, IfName, MacAddr, Mtu, Owner, RunBy, Tag, Trunks};
 use planner::step::{Interface, LinkSet, Port, PortSet, Veth};
 use planner::{Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
 
@@ -214,6 +214,29 @@ impl Conf {
             },
         }
     }
+}
+
+/// GC where there is no agent: ports of this network that no valid attachment owns, with their links. Only what a plugin alone
+/// has made: the agent's own attachments are the agent's.
+pub fn garbage(network: &str, valid: &[AttachmentId], seen: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    let ports = seen.ovs.iter().flat_map(|o| &o.bridges).flat_map(|b| b.ports.iter().map(move |p| (b, p)));
+    for (bridge, port) in ports {
+        let get = |key: &str| port.external_ids.get(key).map(String::as_str);
+        let Some(attachment) = get(Owner::OVS_KEY).and_then(|id| id.parse().ok()) else { continue };
+        let owner = Owner { attachment, by: RunBy::Alone };
+        if get(Owner::OVS_BY_KEY) != Some(by_text(&owner)) || get(NETWORK_KEY) != Some(network) || valid.contains(&owner.attachment) {
+            continue;
+        }
+        if let Ok(name) = IfName::new(bridge.name.as_str()) {
+            plan.push(Step::DelPort { bridge: name, port: as_step(port) });
+        }
+        let alias = owner.alias();
+        for link in seen.host.links.iter().filter(|l| l.alias.as_deref() == Some(alias.as_str())) {
+            plan.push(Step::DelLink { ns: Ns::Host, name: link.name.clone() });
+        }
+    }
+    plan
 }
 
 /// A row as a step can bring it back.

@@ -1,3 +1,5 @@
+//! What is accepted, refused and planned, against recordings of ovs-cni.
+
 use super::*;
 use cni::Request;
 use cni::request::RawCall;
@@ -366,4 +368,18 @@ fn the_result_has_both_ends() {
     assert_eq!(v["ips"], json!([{"interface":1,"address":"10.6.1.10/16","gateway":"10.6.0.1"}]));
     // A switch takes the lowest address of its ports for its own, and never this one.
     assert!(v["interfaces"][0]["mac"].as_str().unwrap().starts_with("fe:"));
+}
+
+#[test]
+fn gc_takes_only_what_a_plugin_alone_left_on_this_network() {
+    let h = host_name();
+    let id = attach().owner.attachment;
+    let mut s = added(json!({}));
+    assert!(garbage("net", &[], &s).is_empty(), "the agent's");
+    let alone = Owner { by: RunBy::Alone, ..attach().owner };
+    s.ovs.as_mut().unwrap().bridges[0].ports.last_mut().unwrap().external_ids.insert(Owner::OVS_BY_KEY.into(), "alone".into());
+    s.host.links[0].alias = Some(alone.alias());
+    assert_eq!(garbage("net", &[], &s).to_string(), format!("  1. delete port {h} from bridge br1\n  2. delete link {h} (host)\n"));
+    assert!(garbage("net", &[id], &s).is_empty(), "still valid");
+    assert!(garbage("other", &[], &s).is_empty(), "another network's");
 }

@@ -1,6 +1,8 @@
-//! What the main plugins (macvlan, ovs) have in common: between CNI's words and the planner's. Pure.
-//! Knows no particular kind of link.
+//! What the main plugins (macvlan, ovs) have in common: between CNI's words and the planner's.
+//! Knows no particular kind of link. Pure but for `alone` (a feature), in which a plugin's own process does the work.
 
+#[cfg(feature = "alone")]
+pub mod alone;
 pub mod attach;
 pub mod fields;
 pub mod nic;

@@ -1,0 +1,178 @@
+//! A plugin on a host without an agent: the same plans, carried out in the plugin's own process, with a foreign IPAM plugin.
+//! Keeps nothing on disk: what is ours carries its mark, and DEL finds it by that.
+
+use cni::{AddResult, Error, Request, Verb, shim};
+use model::observed::{Look, Observed, Scope};
+use model::{AttachmentId, RunBy};
+use planner::{MainPlugin, Nic, Plan};
+use plumbing::{ApplyError, Host, HostError, LinuxHost, Netns};
+use serde_json::Value;
+
+use crate::attach::{attach_of, check_error, error_of, nic_of, nic_of_prev, result_of};
+
+/// One call, with what the particular plugin brings.
+#[allow(missing_debug_implementations, reason = "a trait object and a function have nothing to show")]
+pub struct Alone<'a> {
+    pub request: &'a Request,
+    pub plugin: &'a dyn MainPlugin,
+    /// None: the plugin has nothing to do with Open vSwitch.
+    pub ovsdb: Option<ovsdb::Endpoint>,
+    /// Steps that take away what no valid attachment of this network owns; none where all of it lives and dies with the
+    /// container's network namespace.
+    pub gc: Option<fn(&str, &[AttachmentId], &Observed) -> Plan>,
+}
+
+impl Alone<'_> {
+    /// What ADD prints; null for the other verbs.
+    pub fn run(&self) -> Result<Value, Error> {
+        let io = |what: &str, e: &dyn std::error::Error| Error::io(format!("failed to {what}: {}", chain(e)));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| io("start", &e))?;
+        let netns = self.netns()?;
+        let answer = runtime.block_on(async {
+            let host = LinuxHost::new(self.ovsdb.clone()).await.map_err(|e| look_error(&e))?;
+            match self.request.verb {
+                Verb::Add => self.add(&host, netns.as_ref()).await,
+                Verb::Del => self.del(&host, netns.as_ref()).await.map(|()| Value::Null),
+                Verb::Check => self.check(&host, netns.as_ref()).await.map(|()| Value::Null),
+                Verb::Status => self.status(&host).await.map(|()| Value::Null),
+                Verb::Gc => self.collect(&host).await.map(|()| Value::Null),
+                Verb::Version => Ok(cni::version::reply(b"")),
+            }
+        });
+        // The OVSDB connection's tasks have nothing left to do.
+        runtime.shutdown_background();
+        answer
+    }
+
+    /// None only at DEL, when the namespace is gone, and for the verbs that have none.
+    fn netns(&self) -> Result<Option<Netns>, Error> {
+        let Some(path) = &self.request.netns else { return Ok(None) };
+        let unknown = |e: &dyn std::fmt::Display| Error::new(Error::UNKNOWN_CONTAINER, format!("CNI_NETNS {path:?}: {e}"));
+        let netns = match Netns::open(path) {
+            Ok(n) => n,
+            Err(netlink::Error::NotNetns { .. }) if self.request.verb == Verb::Del => return Ok(None),
+            Err(netlink::Error::OpenNetns { source, .. })
+                if self.request.verb == Verb::Del && source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                return Ok(None);
+            }
+            Err(e) => return Err(unknown(&chain(&e))),
+        };
+        let own = Netns::current().map_err(|e| unknown(&chain(&e)))?;
+        if own.id() == netns.id() {
+            return Err(unknown(&"is the network namespace that this plugin runs in, not a container's"));
+        }
+        Ok(Some(netns))
+    }
+
+    async fn add(&self, host: &LinuxHost, netns: Option<&Netns>) -> Result<Value, Error> {
+        let bare = attach_of(self.request, Nic::default(), RunBy::Alone)?;
+        let seen = host.observe(netns, &self.plugin.scope(&bare)).await.map_err(|e| look_error(&e))?;
+        // Refused here, nothing has been taken from the IPAM.
+        self.plugin.plan_add(&bare, &seen).map_err(|r| error_of(&r))?;
+        let ipam = self.ipam_add()?;
+        let made = async {
+            let nic = ipam.as_ref().map(nic_of).unwrap_or_default();
+            let attach = attach_of(self.request, nic, RunBy::Alone)?;
+            let plan = self.plugin.plan_add(&attach, &seen).map_err(|r| error_of(&r))?;
+            let result = result_of(&attach, &plan, self.request, ipam.as_ref())?;
+            host.apply(netns, &plan).await.map_err(|e| apply_error(&e))?;
+            Ok(result.to_value(self.request.conf.version))
+        };
+        match made.await {
+            Ok(v) => Ok(v),
+            Err(e) => Err(self.give_back(e)),
+        }
+    }
+
+    /// None where there is no IPAM. One without addresses is an error, as in the reference plugins.
+    fn ipam_add(&self) -> Result<Option<AddResult>, Error> {
+        let Some(plugin) = self.request.conf.ipam_type() else { return Ok(None) };
+        match shim::delegate(self.request, plugin, Verb::Add, self.stdin()) {
+            Ok(Some(r)) if !r.ips.is_empty() => Ok(Some(r)),
+            Ok(_) => Err(self.give_back(Error::new(Error::DELEGATE, format!("ipam plugin {plugin:?} gave no address")))),
+            // It may have taken one before it failed or was killed.
+            Err(e) => Err(self.give_back(e)),
+        }
+    }
+
+    /// The error, after the IPAM has been told to forget.
+    fn give_back(&self, mut e: Error) -> Error {
+        if let Err(undo) = self.ipam(Verb::Del) {
+            let sep = if e.details.is_empty() { "" } else { "; " };
+            e.details = format!("{}{sep}and the ipam plugin failed to take its address back: {undo}", e.details);
+        }
+        e
+    }
+
+    /// Any verb but ADD, where there is an IPAM.
+    fn ipam(&self, verb: Verb) -> Result<(), Error> {
+        match self.request.conf.ipam_type() {
+            Some(plugin) => shim::delegate(self.request, plugin, verb, self.stdin()).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn stdin(&self) -> Value {
+        Value::Object(self.request.conf.raw().clone())
+    }
+
+    /// The address goes back last: as long as the link is there it must not be given to another.
+    async fn del(&self, host: &LinuxHost, netns: Option<&Netns>) -> Result<(), Error> {
+        let attach = attach_of(self.request, Nic::default(), RunBy::Alone)?;
+        let seen = host.observe(netns, &self.plugin.scope(&attach)).await.map_err(|e| look_error(&e))?;
+        host.apply(netns, &self.plugin.plan_del(&attach, &seen)).await.map_err(|e| apply_error(&e))?;
+        self.ipam(Verb::Del)
+    }
+
+    async fn check(&self, host: &LinuxHost, netns: Option<&Netns>) -> Result<(), Error> {
+        self.ipam(Verb::Check)?;
+        let attach = attach_of(self.request, nic_of_prev(self.request), RunBy::Alone)?;
+        let seen = host.observe(netns, &self.plugin.scope(&attach)).await.map_err(|e| look_error(&e))?;
+        self.plugin.check(&attach, &seen).map_err(|r| check_error(&r))
+    }
+
+    async fn status(&self, host: &LinuxHost) -> Result<(), Error> {
+        let unavailable = |e: String| Error::new(Error::NOT_AVAILABLE, e);
+        let scope = Scope { ovs: self.ovsdb.is_some(), ..Scope::default() };
+        let seen = host.observe(None, &scope).await.map_err(|e| unavailable(chain(&e)))?;
+        if self.ovsdb.is_some() && seen.ovs.is_none() {
+            return Err(unavailable("Open vSwitch is not running on this host".into()));
+        }
+        self.ipam(Verb::Status)
+    }
+
+    async fn collect(&self, host: &LinuxHost) -> Result<(), Error> {
+        let conf = &self.request.conf;
+        if let (Some(gc), Some(valid)) = (self.gc, &conf.valid_attachments) {
+            let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: self.ovsdb.is_some() };
+            let seen = host.observe(None, &scope).await.map_err(|e| look_error(&e))?;
+            let ids: Vec<_> = valid.iter().map(cni::Attachment::id).collect();
+            host.apply(None, &gc(&conf.name, &ids, &seen)).await.map_err(|e| apply_error(&e))?;
+        }
+        self.ipam(Verb::Gc)
+    }
+}
+
+/// The host could not be looked at: nothing was changed, and it may work later.
+fn look_error(e: &HostError) -> Error {
+    Error::new(Error::TRY_AGAIN, chain(e))
+}
+
+fn apply_error(e: &ApplyError) -> Error {
+    Error::new(Error::APPLY, e.to_string())
+}
+
+/// An error and what is behind it, in one line. Some texts name their source already.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(e) = next {
+        let cause = e.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        next = e.source();
+    }
+    text
+}
