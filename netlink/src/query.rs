@@ -115,7 +115,9 @@ impl Socket {
         ask.attributes.push(RouteAttribute::Destination(to.into()));
         let answers = match self.request(Ask::GetRoute(ask), 0) {
             Ok(answers) => answers,
-            Err(Error::Refused(k)) if matches!(k.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => return Ok(None),
+            Err(Error::Refused(k)) if matches!(k.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => {
+                return Ok(None);
+            }
             Err(e) => return Err(e),
         };
         let Some((_, body)) = answers.iter().find(|(kind, _)| *kind == RTM_NEWROUTE) else { return Ok(None) };

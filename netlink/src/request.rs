@@ -55,21 +55,52 @@ pub enum Request<'a> {
     },
     /// Sent in the namespace in which the end `name` is to be; the peer is born in `peer_netns`. Both are born down: the
     /// kernel refuses a peer that is to be up before it has its other end.
-    AddVeth { name: IfName, mac: Option<MacAddr>, mtu: Option<u32>, peer: IfName, peer_mac: Option<MacAddr>, peer_netns: BorrowedFd<'a> },
+    AddVeth {
+        name: IfName,
+        mac: Option<MacAddr>,
+        mtu: Option<u32>,
+        peer: IfName,
+        peer_mac: Option<MacAddr>,
+        peer_netns: BorrowedFd<'a>,
+    },
     DelLink(LinkRef),
-    SetLink { link: LinkRef, change: LinkChange<'a> },
+    SetLink {
+        link: LinkRef,
+        change: LinkChange<'a>,
+    },
     /// IPv4 gets the broadcast address of its network (RFC 919) below /31.
-    AddAddr { index: u32, addr: IfAddr, nodad: bool, no_prefix_route: bool },
-    DelAddr { index: u32, addr: IfAddr },
+    AddAddr {
+        index: u32,
+        addr: IfAddr,
+        nodad: bool,
+        no_prefix_route: bool,
+    },
+    DelAddr {
+        index: u32,
+        addr: IfAddr,
+    },
     /// Refused with EEXIST where the table has a route with the same destination and metric. `route.dev` is not looked at.
-    AddRoute { index: u32, route: Route },
-    DelRoute { index: u32, route: Route },
+    AddRoute {
+        index: u32,
+        route: Route,
+    },
+    DelRoute {
+        index: u32,
+        route: Route,
+    },
     AddRule(Rule),
     /// The kernel deletes the first rule that agrees in what is given; an absent selector agrees with everything.
     DelRule(Rule),
     /// Permanent; takes the place of a learnt one.
-    AddNeighbour { index: u32, ip: IpAddr, mac: MacAddr },
-    DelNeighbour { index: u32, ip: IpAddr },
+    AddNeighbour {
+        index: u32,
+        ip: IpAddr,
+        mac: MacAddr,
+    },
+    DelNeighbour {
+        index: u32,
+        ip: IpAddr,
+    },
 }
 
 impl Request<'_> {
@@ -96,7 +127,9 @@ impl Request<'_> {
             }
             Self::DelLink(link) => (M::DelLink(link_message(link)), 0),
             Self::SetLink { link, change } => (M::SetLink(set_link(link, change)), 0),
-            Self::AddAddr { index, addr, nodad, no_prefix_route } => (M::NewAddress(address(*index, *addr, *nodad, *no_prefix_route)), NEW),
+            Self::AddAddr { index, addr, nodad, no_prefix_route } => {
+                (M::NewAddress(address(*index, *addr, *nodad, *no_prefix_route)), NEW)
+            }
             Self::DelAddr { index, addr } => (M::DelAddress(address(*index, *addr, false, false)), 0),
             Self::AddRoute { index, route } => (M::NewRoute(route_message(*index, route, RouteProtocol::Static)), NEW),
             // No protocol: whoever made it, it is the one with this key.
@@ -161,7 +194,8 @@ fn set_link(link: &LinkRef, change: &LinkChange<'_>) -> LinkMessage {
     m.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
     m.attributes.extend(change.tx_queue_len.map(LinkAttribute::TxQueueLen));
     // Without a terminating zero: the kernel takes the attribute's length for the alias's, and length 0 takes it away.
-    m.attributes.extend(change.alias.as_ref().map(|a| LinkAttribute::Other(DefaultNla::new(IFLA_IFALIAS, a.as_bytes().to_vec()))));
+    m.attributes
+        .extend(change.alias.as_ref().map(|a| LinkAttribute::Other(DefaultNla::new(IFLA_IFALIAS, a.as_bytes().to_vec()))));
     m.attributes.extend(change.rename.as_ref().map(|n| LinkAttribute::IfName(n.to_string())));
     m.attributes.extend(change.netns.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
     m

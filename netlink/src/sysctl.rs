@@ -44,7 +44,10 @@ mod tests {
     #[test]
     fn keys_are_dotted_or_slashed() {
         assert_eq!(path("net.ipv4.ip_forward").unwrap().to_str(), Some("/proc/sys/net/ipv4/ip_forward"));
-        assert_eq!(path("net/ipv4/conf/eth0.100/rp_filter").unwrap().to_str(), Some("/proc/sys/net/ipv4/conf/eth0.100/rp_filter"));
+        assert_eq!(
+            path("net/ipv4/conf/eth0.100/rp_filter").unwrap().to_str(),
+            Some("/proc/sys/net/ipv4/conf/eth0.100/rp_filter")
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLA_TYPE_MASK, NetlinkBuffer};
+use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
 use nix::errno::Errno;
 
 use crate::{Error, KernelError};
@@ -13,7 +13,10 @@ use crate::{Error, KernelError};
 pub(crate) enum Answer<'a> {
     /// End of a request (`NLMSG_ERROR`) or of a dump (`NLMSG_DONE`).
     End(Result<(), KernelError>),
-    Message { kind: u16, body: &'a [u8] },
+    Message {
+        kind: u16,
+        body: &'a [u8],
+    },
 }
 
 #[derive(Debug)]
@@ -28,7 +31,8 @@ pub(crate) struct Received<'a> {
 pub(crate) fn messages(mut datagram: &[u8]) -> Result<Vec<Received<'_>>, Error> {
     let mut out = Vec::new();
     while !datagram.is_empty() {
-        let message = NetlinkBuffer::new_checked(datagram).map_err(|_| Error::Malformed("a message is shorter than its header says"))?;
+        let message =
+            NetlinkBuffer::new_checked(datagram).map_err(|_| Error::Malformed("a message is shorter than its header says"))?;
         let body = message.payload();
         let answer = match message.message_type() {
             NLMSG_ERROR => Answer::End(verdict(body, message.flags(), 20)?),
@@ -151,7 +155,10 @@ mod tests {
         for tlvs in [&[0u8, 0, 1, 0][..], &[200, 0, 1, 0], &[3, 0], &[4, 0, 1, 0, 2, 0, 0, 0]] {
             let datagram = refusal(tlvs);
             let got = messages(&datagram).unwrap();
-            assert!(matches!(&got[0].answer, Answer::End(Err(k)) if k.text.as_deref().unwrap_or_default().is_empty()), "{tlvs:?}");
+            assert!(
+                matches!(&got[0].answer, Answer::End(Err(k)) if k.text.as_deref().unwrap_or_default().is_empty()),
+                "{tlvs:?}"
+            );
         }
     }
 

@@ -159,5 +159,10 @@ fn sysctls_are_the_namespaces_own() {
     assert_eq!(sysctl::write(Some(&a), "net.ipv4.ip_forward", "many").unwrap_err().errno(), Some(Errno::EINVAL));
     // Nothing else is touched.
     let socket = Socket::open_in(&a).unwrap();
-    socket.batch(&[Request::SetLink { link: LinkRef::Index(index(&socket, "eth0.1")), change: LinkChange::default() }, up("eth0.1")]).unwrap();
+    socket
+        .batch(&[
+            Request::SetLink { link: LinkRef::Index(index(&socket, "eth0.1")), change: LinkChange::default() },
+            up("eth0.1"),
+        ])
+        .unwrap();
 }

@@ -85,7 +85,9 @@ fn a_macvlan_is_born_in_the_pod_in_each_mode() {
             mtu: Some(1280),
             bc_queue_len: Some(2000),
         };
-        socket.batch(&[request, set(&parent, LinkChange { alias: Some("mooring:1:x".into()), ..LinkChange::default() })]).unwrap();
+        socket
+            .batch(&[request, set(&parent, LinkChange { alias: Some("mooring:1:x".into()), ..LinkChange::default() })])
+            .unwrap();
         let got = link(&pod, &parent);
         assert_eq!(got["linkinfo"]["info_kind"], "macvlan", "{got}");
         assert_eq!(got["linkinfo"]["info_data"]["mode"], word, "{got}");
@@ -153,7 +155,9 @@ fn every_field_of_a_link_can_be_set() {
     assert_eq!(link(&host, "eth0")["ifalias"], Value::Null);
 
     let by_index = LinkRef::Index(index(&socket, "eth0"));
-    socket.batch(&[Request::SetLink { link: by_index.clone(), change: LinkChange { rename: Some(name("eth7")), ..none() } }]).unwrap();
+    socket
+        .batch(&[Request::SetLink { link: by_index.clone(), change: LinkChange { rename: Some(name("eth7")), ..none() } }])
+        .unwrap();
     assert_eq!(names(&host), ["eth7"]);
     socket.batch(&[Request::SetLink { link: by_index, change: LinkChange { netns: Some(pod.as_fd()), ..none() } }]).unwrap();
     assert!(names(&host).is_empty());
@@ -184,12 +188,19 @@ fn addresses_of_both_families_come_and_go() {
     let add = |a: &str, nodad| Request::AddAddr { index, addr: addr(a), nodad, no_prefix_route: false };
     socket.batch(&[add("10.6.1.10/16", false), add("10.7.0.1/32", false), add("fd00:10:6::1:10/64", true)]).unwrap();
     let got = addrs(&pod, "eth0");
-    assert_eq!((&got[0]["local"], &got[0]["prefixlen"], &got[0]["broadcast"]), (&json!("10.6.1.10"), &json!(16), &json!("10.6.255.255")));
+    assert_eq!(
+        (&got[0]["local"], &got[0]["prefixlen"], &got[0]["broadcast"]),
+        (&json!("10.6.1.10"), &json!(16), &json!("10.6.255.255"))
+    );
     assert_eq!((&got[1]["local"], &got[1]["broadcast"]), (&json!("10.7.0.1"), &Value::Null));
-    assert_eq!((&got[2]["local"], &got[2]["nodad"], &got[2]["tentative"]), (&json!("fd00:10:6::1:10"), &json!(true), &Value::Null));
+    assert_eq!(
+        (&got[2]["local"], &got[2]["nodad"], &got[2]["tentative"]),
+        (&json!("fd00:10:6::1:10"), &json!(true), &Value::Null)
+    );
 
     let seen = socket.state().unwrap();
-    let of_us: Vec<_> = seen.addrs.iter().filter(|a| !a.scope_link && a.dev == name("eth0")).map(|a| a.addr.to_string()).collect();
+    let of_us: Vec<_> =
+        seen.addrs.iter().filter(|a| !a.scope_link && a.dev == name("eth0")).map(|a| a.addr.to_string()).collect();
     assert_eq!(of_us, ["10.6.1.10/16", "10.7.0.1/32", "fd00:10:6::1:10/64"]);
     assert!(seen.addrs.iter().filter(|a| !a.scope_link).all(|a| a.permanent && !a.tentative));
 
@@ -214,7 +225,12 @@ fn routes_come_and_go_and_read_back_as_they_were_added() {
     let socket = Socket::open_in(&pod).unwrap();
     let index = index(&socket, "net1");
     socket
-        .batch(&["10.6.1.10/16", "fd00:10:6::1:10/64"].map(|a| Request::AddAddr { index, addr: addr(a), nodad: true, no_prefix_route: true }))
+        .batch(&["10.6.1.10/16", "fd00:10:6::1:10/64"].map(|a| Request::AddAddr {
+            index,
+            addr: addr(a),
+            nodad: true,
+            no_prefix_route: true,
+        }))
         .unwrap();
     let route = |dst: &str, gw: Option<&str>| Route::new(dst.parse().unwrap(), gw.map(|g| g.parse().unwrap()), name("net1"));
     let routes = [
@@ -238,7 +254,10 @@ fn routes_come_and_go_and_read_back_as_they_were_added() {
     assert_eq!(find(&of("101", "4"), "10.6.0.0/16")["prefsrc"], "10.6.1.10");
     assert_eq!(find(&of("100101", "4"), "default")["gateway"], "10.6.0.1");
     let metrics = find(&main, "192.168.0.0/24");
-    assert_eq!((&metrics["metric"], &metrics["metrics"][0]["mtu"], &metrics["metrics"][0]["advmss"]), (&json!(77), &json!(1300), &json!(1200)));
+    assert_eq!(
+        (&metrics["metric"], &metrics["metrics"][0]["mtu"], &metrics["metrics"][0]["advmss"]),
+        (&json!(77), &json!(1300), &json!(1200))
+    );
     assert_eq!(find(&main, "192.168.1.0/24")["flags"], json!(["onlink"]));
     assert_eq!(find(&main, "192.168.2.0/24")["via"], json!({"family": "inet6", "host": "fd00:10:6::1"}));
     assert_eq!(find(&of("100101", "6"), "default")["gateway"], "fd00:10:6::1");
@@ -283,7 +302,14 @@ fn rules_look_a_table_up() {
     assert_eq!((&of(1001)["dst"], &of(1001)["dstlen"], &of(1001)["table"]), (&json!("10.96.0.0"), &json!(12), &json!("100101")));
     assert_eq!((&of(1002)["iif"], &of(1002)["fwmark"]), (&json!("net1"), &json!("0x100")));
     // An action: without one, every lookup that meets the rule would fail.
-    socket.batch(&[Request::AddAddr { index: index(&socket, "net1"), addr: addr("10.6.1.10/16"), nodad: false, no_prefix_route: false }]).unwrap();
+    socket
+        .batch(&[Request::AddAddr {
+            index: index(&socket, "net1"),
+            addr: addr("10.6.1.10/16"),
+            nodad: false,
+            no_prefix_route: false,
+        }])
+        .unwrap();
     assert!(common::run(&pod, "ip", &["route", "get", "10.6.0.1", "from", "10.6.1.10"]).is_ok());
 
     let seen = socket.rules().unwrap();
@@ -339,7 +365,10 @@ fn a_batch_tells_what_was_done_and_what_not() {
 
     let failed = socket.batch(&[add(300), add(1), add(301)]).unwrap_err();
     assert_eq!(failed.first(), 1);
-    assert!(matches!(&failed.outcomes[..], [Outcome::Done, Outcome::Refused(k), Outcome::Done] if k.errno == Errno::EEXIST), "{failed:?}");
+    assert!(
+        matches!(&failed.outcomes[..], [Outcome::Done, Outcome::Refused(k), Outcome::Done] if k.errno == Errno::EEXIST),
+        "{failed:?}"
+    );
     assert!(failed.to_string().starts_with("request 2 of 3 was refused: File exists (EEXIST)"), "{failed}");
     // Behind a datagram with a refusal nothing is sent any more.
     let many: Vec<_> = [add(1)].into_iter().chain((400..=500).map(add)).collect();
@@ -374,7 +403,10 @@ fn a_namespace_that_is_gone_or_none_is_told_by_its_path() {
     let dir = std::env::temp_dir();
     let gone = dir.join(format!("mt-gone-{}", std::process::id()));
     let e = Netns::open(&gone).unwrap_err();
-    assert!(matches!(&e, Error::OpenNetns { .. }) && e.errno() == Some(Errno::ENOENT) && e.to_string().contains("mt-gone-"), "{e}");
+    assert!(
+        matches!(&e, Error::OpenNetns { .. }) && e.errno() == Some(Errno::ENOENT) && e.to_string().contains("mt-gone-"),
+        "{e}"
+    );
     std::fs::write(&gone, "").unwrap();
     let e = Netns::open(&gone);
     std::fs::remove_file(&gone).unwrap();
@@ -420,7 +452,8 @@ fn one_socket_serves_several_threads() {
             scope.spawn(move || {
                 for i in 0..50 {
                     let ip = std::net::Ipv4Addr::from_bits(0x0a00_0000 + t * 256 + i).into();
-                    let request = Request::AddAddr { index, addr: IfAddr::new(ip, 32).unwrap(), nodad: false, no_prefix_route: false };
+                    let request =
+                        Request::AddAddr { index, addr: IfAddr::new(ip, 32).unwrap(), nodad: false, no_prefix_route: false };
                     socket.batch(&[request]).unwrap();
                     assert!(socket.links().unwrap().len() >= 2);
                 }

@@ -147,16 +147,22 @@ fn likely(step: &Step, cause: &StepError) -> Option<&'static str> {
     use Step::*;
     Some(match (step, cause, cause.errno()) {
         (AddMacvlan(_) | AddVeth(_), _, Some(Errno::EEXIST)) => "an interface of that name exists already",
-        (AddMacvlan(_), _, Some(Errno::EBUSY)) => "the parent is in a bridge or bond, or another macvlan on it is in mode passthru",
+        (AddMacvlan(_), _, Some(Errno::EBUSY)) => {
+            "the parent is in a bridge or bond, or another macvlan on it is in mode passthru"
+        }
         (AddMacvlan(_), _, Some(Errno::EINVAL)) => "the parent admits no macvlan in this mode, or the mtu is above the parent's",
         (AddMacvlan(_) | AddVeth(_), _, Some(Errno::EOPNOTSUPP)) => "the kernel lacks the driver (module) for this kind of link",
-        (AddMacvlan(_) | AddVeth(_) | SetLink { .. }, _, Some(Errno::EADDRNOTAVAIL)) => "the hardware address is not an individual one",
+        (AddMacvlan(_) | AddVeth(_) | SetLink { .. }, _, Some(Errno::EADDRNOTAVAIL)) => {
+            "the hardware address is not an individual one"
+        }
         (AddRoute { .. }, _, Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL)) => {
             "the next hop is in none of the interface's networks, or the interface is down"
         }
         (AddRoute { .. }, _, Some(Errno::EEXIST)) => "the table has a route to that destination with that metric",
         (AddRoute { .. } | AddAddr { .. }, _, Some(Errno::ENETDOWN)) => "the interface is down",
-        (AddAddr { .. }, _, Some(Errno::EACCES | Errno::EOPNOTSUPP)) => "ipv6 is disabled on the interface (net.ipv6.conf.*.disable_ipv6)",
+        (AddAddr { .. }, _, Some(Errno::EACCES | Errno::EOPNOTSUPP)) => {
+            "ipv6 is disabled on the interface (net.ipv6.conf.*.disable_ipv6)"
+        }
         (_, _, Some(Errno::EPERM)) => "the process lacks CAP_NET_ADMIN or CAP_SYS_ADMIN",
         (_, StepError::NoOfport { .. }, _) => "ovs-vswitchd is not running or hangs",
         (_, StepError::NoOvs | StepError::OvsDown(_), _) => "openvswitch is not installed or not running on this host",

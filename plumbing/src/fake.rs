@@ -2,6 +2,8 @@
 //! refused, links take their addresses and routes along, a transaction is all or nothing. With faults on demand, and a record of what was applied. For tests of
 //! whoever uses `Host`; it proves nothing about the kernel.
 
+#[cfg(test)]
+mod tests;
 mod world;
 
 use std::net::IpAddr;

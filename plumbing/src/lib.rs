@@ -64,7 +64,13 @@ pub struct Marked {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    Link { ns: Ns, name: IfName },
+    Link {
+        ns: Ns,
+        name: IfName,
+    },
     /// A port of Open vSwitch, and the bridge that holds it.
-    Port { bridge: String, port: String },
+    Port {
+        bridge: String,
+        port: String,
+    },
 }

@@ -202,7 +202,8 @@ impl Hands for Session {
             },
             Some(_) => {
                 let (host, pod, steps) = (self.host.clone(), self.pod.clone(), run.to_vec());
-                let kernel = move || kernel::Kernel { host_netns: &host.netns, host: &host.socket, pod: pod.as_deref() }.carry_out(&steps);
+                let kernel =
+                    move || kernel::Kernel { host_netns: &host.netns, host: &host.socket, pod: pod.as_deref() }.carry_out(&steps);
                 match blocking(kernel).await {
                     Ok(done) => done,
                     // Whatever it had done by then has to be tried to be taken back.

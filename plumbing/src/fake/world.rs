@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::observed::{Addr, Link, LinkKind, NetnsState, Neighbour, Ovs, OvsBridge, OvsInterface, OvsPort};
+use model::observed::{Addr, Link, LinkKind, Neighbour, NetnsState, Ovs, OvsBridge, OvsInterface, OvsPort};
 use model::{IfName, MacAddr, Route};
 use netlink::{Errno, KernelError};
 use planner::step::{BridgeSet, LinkSet, Macvlan, Port, PortSet, Veth};
@@ -217,7 +217,8 @@ fn in_netns(state: &mut NetnsState, step: &Step) -> Outcome {
             if state.addrs_of(dev).any(|a| a.addr == *addr) {
                 return Ok(Done::AlreadySo);
             }
-            let added = Addr { dev: dev.clone(), addr: *addr, scope_link: false, permanent: true, tentative: false, dad_failed: false };
+            let added =
+                Addr { dev: dev.clone(), addr: *addr, scope_link: false, permanent: true, tentative: false, dad_failed: false };
             state.routes.extend(connected(&added).filter(|_| up));
             state.addrs.push(added);
             Ok(Done::Changed)
@@ -294,7 +295,12 @@ fn in_ovs(ovs: &mut Ovs, step: &Step) -> Outcome {
             if bridge(ovs, b.name.as_str()).is_some() {
                 return Err(StepError::BridgeExists(b.name.to_string()));
             }
-            let local = OvsInterface { name: b.name.to_string(), kind: "internal".into(), ofport: Some(65534), ..OvsInterface::default() };
+            let local = OvsInterface {
+                name: b.name.to_string(),
+                kind: "internal".into(),
+                ofport: Some(65534),
+                ..OvsInterface::default()
+            };
             let local = OvsPort { name: b.name.to_string(), interfaces: vec![local], ..OvsPort::default() };
             let mut row = OvsBridge { name: b.name.to_string(), ports: vec![local], ..OvsBridge::default() };
             set_bridge(&mut row, &b.set);
@@ -315,7 +321,11 @@ fn in_ovs(ovs: &mut Ovs, step: &Step) -> Outcome {
             ovs.bridges[i].ports.push(new_port(port, ofport));
         }
         DelPort { port, .. } => {
-            let place = ovs.bridges.iter().enumerate().find_map(|(b, row)| Some((b, row.ports.iter().position(|p| p.name == port.name)?)));
+            let place = ovs
+                .bridges
+                .iter()
+                .enumerate()
+                .find_map(|(b, row)| Some((b, row.ports.iter().position(|p| p.name == port.name)?)));
             let Some((b, p)) = place else { return Ok(Done::AlreadySo) };
             let row = &ovs.bridges[b].ports[p];
             let mut marks = port.set.external_ids.iter().filter(|(k, _)| k.starts_with("mooring-"));
@@ -356,7 +366,8 @@ fn new_port(port: &Port, ofport: i64) -> OvsPort {
         link_state: Some("up".into()),
         ..OvsInterface::default()
     };
-    let mut row = OvsPort { name: port.name.clone(), interfaces: port.interfaces.iter().map(interface).collect(), ..OvsPort::default() };
+    let mut row =
+        OvsPort { name: port.name.clone(), interfaces: port.interfaces.iter().map(interface).collect(), ..OvsPort::default() };
     set_port(&mut row, &port.set);
     row
 }
@@ -395,7 +406,9 @@ fn set_port(row: &mut OvsPort, set: &PortSet) {
     if let Some(trunks) = &set.trunks {
         row.trunks = trunks.iter().map(|t| t.get()).collect();
     }
-    for (column, value) in [(&mut row.vlan_mode, &set.vlan_mode), (&mut row.bond_mode, &set.bond_mode), (&mut row.lacp, &set.lacp)] {
+    for (column, value) in
+        [(&mut row.vlan_mode, &set.vlan_mode), (&mut row.bond_mode, &set.bond_mode), (&mut row.lacp, &set.lacp)]
+    {
         if let Some(value) = value {
             column.clone_from(value);
         }

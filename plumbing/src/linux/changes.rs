@@ -44,7 +44,10 @@ impl Drop for Changes {
     }
 }
 
-#[expect(deprecated, reason = "its replacement is unsafe because some types change their descriptor while registered; a monitor keeps its own to the end")]
+#[expect(
+    deprecated,
+    reason = "its replacement is unsafe because some types change their descriptor while registered; a monitor keeps its own to the end"
+)]
 fn readable(monitor: Monitor) -> Result<AsyncFd<Monitor>, String> {
     AsyncFd::new(monitor).map_err(|e| e.to_string())
 }

@@ -172,13 +172,17 @@ impl Kernel<'_> {
                 vec![add, Request::SetLink { link: LinkRef::Name(v.pod_name.clone()), change: alias(&v.alias) }]
             }
             DelLink { name, .. } => vec![Request::DelLink(LinkRef::Name(name.clone()))],
-            SetLink { name, set, .. } => changes(set).map(|change| Request::SetLink { link: LinkRef::Name(name.clone()), change }).collect(),
+            SetLink { name, set, .. } => {
+                changes(set).map(|change| Request::SetLink { link: LinkRef::Name(name.clone()), change }).collect()
+            }
             AddAddr { dev, addr, nodad, .. } => {
                 vec![Request::AddAddr { index: names.index(socket, dev)?, addr: *addr, nodad: *nodad, no_prefix_route: false }]
             }
             AddRoute { route, .. } => vec![Request::AddRoute { index: names.index(socket, &route.dev)?, route: route.clone() }],
             AddRule { rule, .. } => vec![Request::AddRule(rule.clone())],
-            AddNeighbour { dev, ip, mac, .. } => vec![Request::AddNeighbour { index: names.index(socket, dev)?, ip: *ip, mac: *mac }],
+            AddNeighbour { dev, ip, mac, .. } => {
+                vec![Request::AddNeighbour { index: names.index(socket, dev)?, ip: *ip, mac: *mac }]
+            }
             DelAddr { dev, addr, .. } => match names.find(socket, dev)? {
                 Some(index) => vec![Request::DelAddr { index, addr: *addr }],
                 None => return Ok(None),

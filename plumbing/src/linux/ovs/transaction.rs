@@ -135,7 +135,11 @@ impl Build<'_> {
         let id = format!("p{at}");
         self.push(Operation::insert("Port", row).named(&id));
         // Not the set written anew: others add and remove ports at the same time.
-        self.push(Operation::mutate("Bridge", vec![Condition::equal("name", bridge)], vec![Mutation::insert("ports", Value::named_uuid(&id))]));
+        self.push(Operation::mutate(
+            "Bridge",
+            vec![Condition::equal("name", bridge)],
+            vec![Mutation::insert("ports", Value::named_uuid(&id))],
+        ));
         Ok(Done::Changed)
     }
 
