@@ -7,6 +7,7 @@ use model::observed::{Observed, OvsBridge, OvsPort};
 use model::{BridgeName, IfName};
 
 use super::ports::{self, Column, Ids, IdSet};
+use super::removal::release;
 use super::uplink::{self, Resolved};
 use super::{MARK, No, Reason, SET, WAS};
 use crate::step::{Bridge, Interface, LinkSet, Port, PortSet};
@@ -35,10 +36,15 @@ pub(crate) fn plan(want: &BridgeDesired, seen: &Observed, claimed: &mut BTreeMap
     let wanted_nics: &[IfName] = uplink.as_ref().map_or(&[], |u| &u.interfaces);
     let wanted_port = uplink.as_ref().and_then(|u| existing_port(u, there)).map(|p| p.name.as_str());
     for p in there.map(|b| b.ports.as_slice()).unwrap_or_default() {
-        if p.external_ids.contains_key(MARK) && Some(p.name.as_str()) != wanted_port {
-            stale.push(Step::DelPort { bridge: want.name.clone(), port: ports::port_as_is(p) });
-            nics.extend(restore_nics(p, seen, wanted_nics));
+        if Some(p.name.as_str()) == wanted_port {
+            continue;
         }
+        if p.external_ids.contains_key(MARK) {
+            stale.push(Step::DelPort { bridge: want.name.clone(), port: ports::port_as_is(p) });
+        } else {
+            stale.extend(release(&want.name, p));
+        }
+        nics.extend(restore_nics(p, seen, wanted_nics));
     }
     let mut plan = Plan::default();
     let made_now = there.is_none();
@@ -119,8 +125,10 @@ fn uplink_port(want: &BridgeDesired, up: &Resolved, there: Option<&OvsBridge>, s
             }
         }
     }
-    let ids = existing.map(|p| &p.external_ids);
-    let mut notes = IdSet::new();
+    // A port that this one replaces knows what the NICs were; the new one goes on knowing it.
+    let mut notes = if existing.is_none() { notes_of(up, there) } else { IdSet::new() };
+    let known: Ids = notes.iter().filter_map(|(k, v)| Some((k.clone(), v.clone()?))).collect();
+    let ids = existing.map_or(&known, |p| &p.external_ids);
     let mut nics = Vec::new();
     for nic in &up.interfaces {
         nics.extend(nic_steps(want, up, nic, ids, seen, &mut notes)?);
@@ -128,6 +136,7 @@ fn uplink_port(want: &BridgeDesired, up: &Resolved, there: Option<&OvsBridge>, s
     let columns = |have: &dyn Fn(&str) -> Option<String>, made: bool| port_columns(want, up, have, made);
     let port = match existing {
         None => {
+            notes.retain(|_, v| v.is_some());
             notes.insert(MARK.to_owned(), Some(want.name.to_string()));
             let changes = ports::settle_made(columns(&|_| None, true));
             let interfaces = up.interfaces.iter().map(|n| Interface { name: n.to_string(), ..Interface::default() }).collect();
@@ -151,6 +160,13 @@ fn uplink_port(want: &BridgeDesired, up: &Resolved, there: Option<&OvsBridge>, s
     Ok((nics, port.into_iter().collect()))
 }
 
+/// What our ports of this bridge know of the uplink's NICs.
+fn notes_of(up: &Resolved, there: Option<&OvsBridge>) -> IdSet {
+    let ports = there.map(|b| b.ports.as_slice()).unwrap_or_default().iter().filter(|p| p.external_ids.contains_key(MARK));
+    let of_nic = |k: &str| up.interfaces.iter().any(|n| k == format!("{WAS}up.{n}") || k == format!("{WAS}mtu.{n}"));
+    ports.flat_map(|p| &p.external_ids).filter(|(k, _)| of_nic(k)).map(|(k, v)| (k.clone(), Some(v.clone()))).collect()
+}
+
 /// Defaults count as not named on what was there before.
 fn port_columns(want: &BridgeDesired, up: &Resolved, have: &dyn Fn(&str) -> Option<String>, made: bool) -> Vec<Column> {
     let column = |key, value: Option<String>, default: bool| Column { key, have: have(key), want: (made || !default).then_some(value) };
@@ -170,10 +186,10 @@ fn port_columns(want: &BridgeDesired, up: &Resolved, have: &dyn Fn(&str) -> Opti
 }
 
 /// Up, and the MTU where one is wanted; `notes` gets what it was before.
-fn nic_steps(want: &BridgeDesired, up: &Resolved, nic: &IfName, ids: Option<&Ids>, seen: &Observed, notes: &mut IdSet) -> Result<Option<Step>, No> {
+fn nic_steps(want: &BridgeDesired, up: &Resolved, nic: &IfName, ids: &Ids, seen: &Observed, notes: &mut IdSet) -> Result<Option<Step>, No> {
     let Some(link) = seen.host.link(nic) else { return Ok(None) };
     let (mut set, mut was) = (LinkSet::default(), LinkSet::default());
-    let noted = |key: &String| ids.and_then(|i| i.get(key));
+    let noted = |key: &String| ids.get(key);
     let key = format!("{WAS}up.{nic}");
     if !link.up {
         (set.up, was.up) = (Some(true), Some(false));

@@ -1,9 +1,9 @@
 //! The plan of a bridge that is no longer wanted here: take back what is ours, or only our marks. Does not know bridges
 //! that are wanted.
 
-use model::Owner;
+use model::{BridgeName, Owner};
 use model::desired::{BridgeRemoved, DeletionPolicy};
-use model::observed::{Observed, OvsBridge};
+use model::observed::{Observed, OvsBridge, OvsPort};
 
 use super::bridge::restore_nics;
 use super::ports::{self, Column};
@@ -22,7 +22,7 @@ pub(crate) fn plan(r: &BridgeRemoved, seen: &Observed) -> (Plan, Verdict) {
     }
     let adopted = b.external_ids.contains_key(SET);
     // On a bridge that was there before, ports of others were there before as well; on ours they came because of it.
-    let uses = |p: &&model::observed::OvsPort| p.name != b.name && !p.external_ids.contains_key(MARK) && (!adopted || p.external_ids.contains_key(Owner::OVS_KEY));
+    let uses = |p: &&OvsPort| p.name != b.name && !p.external_ids.contains_key(MARK) && (!adopted || p.external_ids.contains_key(Owner::OVS_KEY));
     let ports: Vec<String> = b.ports.iter().filter(uses).map(|p| p.name.clone()).collect();
     if !ports.is_empty() {
         return (Plan::default(), Verdict::InUse { ports });
@@ -32,16 +32,7 @@ pub(crate) fn plan(r: &BridgeRemoved, seen: &Observed) -> (Plan, Verdict) {
         plan.push(Step::DelPort { bridge: r.name.clone(), port: ports::port_as_is(p) });
     }
     if adopted {
-        for p in b.ports.iter().filter(|p| !p.external_ids.contains_key(MARK)) {
-            let columns = PORT_COLUMNS.map(|key| Column { key, have: ports::have_port(p, key), want: None });
-            let (changes, _) = ports::settle_adopted(&p.external_ids, columns.into(), false);
-            let ids = ports::unmark(&p.external_ids);
-            let was = PortSet { external_ids: ports::former(&p.external_ids, &ids), ..ports::port_set(&changes, true) };
-            let set = PortSet { external_ids: ids, ..ports::port_set(&changes, false) };
-            if set != PortSet::default() {
-                plan.push(Step::SetPort { bridge: r.name.clone(), name: p.name.clone(), set, was });
-            }
-        }
+        b.ports.iter().filter_map(|p| release(&r.name, p)).for_each(|s| plan.push(s));
         let columns = BRIDGE_COLUMNS.map(|key| Column { key, have: ports::have_bridge(b, key), want: None });
         let (changes, _) = ports::settle_adopted(&b.external_ids, columns.into(), false);
         let ids = ports::unmark(&b.external_ids);
@@ -53,6 +44,19 @@ pub(crate) fn plan(r: &BridgeRemoved, seen: &Observed) -> (Plan, Verdict) {
     }
     b.ports.iter().flat_map(|p| restore_nics(p, seen, &[])).for_each(|s| plan.push(s));
     (plan, Verdict::Removing)
+}
+
+/// A port that was there before gets its columns back and loses our marks.
+pub(crate) fn release(bridge: &BridgeName, p: &OvsPort) -> Option<Step> {
+    if p.external_ids.contains_key(MARK) {
+        return None;
+    }
+    let columns = PORT_COLUMNS.map(|key| Column { key, have: ports::have_port(p, key), want: None });
+    let (changes, _) = ports::settle_adopted(&p.external_ids, columns.into(), false);
+    let ids = ports::unmark(&p.external_ids);
+    let was = PortSet { external_ids: ports::former(&p.external_ids, &ids), ..ports::port_set(&changes, true) };
+    let set = PortSet { external_ids: ids, ..ports::port_set(&changes, false) };
+    (set != PortSet::default()).then(|| Step::SetPort { bridge: bridge.clone(), name: p.name.clone(), set, was })
 }
 
 fn unmark_all(r: &BridgeRemoved, b: &OvsBridge) -> Plan {
