@@ -14,7 +14,8 @@ const POD_MUTABLE: [&str; 3] = ["activeDeadlineSeconds", "terminationGracePeriod
 
 /// Defaults and initial status of a new object.
 pub fn prepare_create(kind: &Kind, object: &mut Value) {
-    if kind.status && !kind.is("", "Node")
+    if kind.status
+        && !kind.is("", "Node")
         && let Value::Object(map) = object
     {
         // A node registers with its status; everything else starts without one.

@@ -46,8 +46,7 @@ fn group(kinds: &Kinds, name: &str) -> Value {
     let mut versions: Vec<&str> = kinds.all().iter().filter(|k| k.group == name).map(|k| k.version.as_str()).collect();
     versions.sort_unstable();
     versions.dedup();
-    let versions: Vec<Value> =
-        versions.iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
+    let versions: Vec<Value> = versions.iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
     let preferred = versions.last().cloned();
     json!({"name": name, "versions": versions, "preferredVersion": preferred, "serverAddressByClientCIDRs": []})
 }

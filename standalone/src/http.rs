@@ -78,9 +78,7 @@ fn answer(inner: &Arc<Inner>, parts: http::request::Parts, body: Bytes) -> Resul
     let kind = inner.kinds.at_path(&target.group, &target.version, &target.plural);
     let kind = kind.ok_or_else(ApiError::no_such_resource)?;
     let described = inner.kinds.get(kind);
-    let header = |name: http::HeaderName| {
-        parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
-    };
+    let header = |name: http::HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     if described.namespaced != target.namespace.is_some() && (target.name.is_some() || !described.namespaced) {
         return Err(ApiError::no_such_resource());
     }
@@ -90,7 +88,8 @@ fn answer(inner: &Arc<Inner>, parts: http::request::Parts, body: Bytes) -> Resul
         "Ignore" => FieldValidation::Ignore,
         "" | "Warn" => FieldValidation::Warn,
         other => {
-            let text = format!("fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\"");
+            let text =
+                format!("fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\"");
             return Err(ApiError::bad_request(text));
         }
     };
@@ -323,7 +322,9 @@ fn version_of(text: &str) -> Result<Option<u64>, ApiError> {
         return Ok(None);
     }
     let parsed = text.parse().map_err(|_| {
-        ApiError::bad_request(format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+        ApiError::bad_request(format!(
+            "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
     })?;
     Ok(Some(parsed))
 }

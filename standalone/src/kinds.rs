@@ -162,37 +162,68 @@ fn builtin_kind<T: Serialize + DeserializeOwned>(
 /// The built-in kinds that our controllers use, and the NetworkAttachmentDefinition.
 pub fn builtin() -> Vec<Kind> {
     let pod = [
-        "spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork",
-        "status.phase", "status.podIP", "status.nominatedNodeName",
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "spec.hostNetwork",
+        "status.phase",
+        "status.podIP",
+        "status.nominatedNodeName",
     ];
     let event = [
-        "involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid",
-        "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason",
-        "reportingComponent", "type",
+        "involvedObject.kind",
+        "involvedObject.namespace",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "involvedObject.apiVersion",
+        "involvedObject.resourceVersion",
+        "involvedObject.fieldPath",
+        "reason",
+        "reportingComponent",
+        "type",
     ];
     vec![
         builtin_kind::<core::v1::Node>("v1", ["Node", "nodes", "node"], &["no"], CLUSTER | STATUS, &["spec.unschedulable"]),
         builtin_kind::<core::v1::Namespace>(
-            "v1", ["Namespace", "namespaces", "namespace"], &["ns"], CLUSTER | STATUS, &["status.phase"],
+            "v1",
+            ["Namespace", "namespaces", "namespace"],
+            &["ns"],
+            CLUSTER | STATUS,
+            &["status.phase"],
         ),
         builtin_kind::<core::v1::Pod>("v1", ["Pod", "pods", "pod"], &["po"], STATUS | GENERATION, &pod),
         builtin_kind::<core::v1::ConfigMap>("v1", ["ConfigMap", "configmaps", "configmap"], &["cm"], 0, &[]),
         builtin_kind::<core::v1::Event>("v1", ["Event", "events", "event"], &["ev"], 0, &event),
         builtin_kind::<core::v1::Service>(
-            "v1", ["Service", "services", "service"], &["svc"], STATUS, &["spec.clusterIP", "spec.type"],
+            "v1",
+            ["Service", "services", "service"],
+            &["svc"],
+            STATUS,
+            &["spec.clusterIP", "spec.type"],
         ),
         builtin_kind::<apps::v1::Deployment>(
-            "apps/v1", ["Deployment", "deployments", "deployment"], &["deploy"], STATUS | GENERATION, &[],
+            "apps/v1",
+            ["Deployment", "deployments", "deployment"],
+            &["deploy"],
+            STATUS | GENERATION,
+            &[],
         ),
         builtin_kind::<apps::v1::ReplicaSet>(
-            "apps/v1", ["ReplicaSet", "replicasets", "replicaset"], &["rs"], STATUS | GENERATION, &["status.replicas"],
+            "apps/v1",
+            ["ReplicaSet", "replicasets", "replicaset"],
+            &["rs"],
+            STATUS | GENERATION,
+            &["status.replicas"],
         ),
         builtin_kind::<apps::v1::StatefulSet>(
-            "apps/v1", ["StatefulSet", "statefulsets", "statefulset"], &["sts"], STATUS | GENERATION, &[],
+            "apps/v1",
+            ["StatefulSet", "statefulsets", "statefulset"],
+            &["sts"],
+            STATUS | GENERATION,
+            &[],
         ),
-        builtin_kind::<coordination::v1::Lease>(
-            "coordination.k8s.io/v1", ["Lease", "leases", "lease"], &[], CONDITIONAL, &[],
-        ),
+        builtin_kind::<coordination::v1::Lease>("coordination.k8s.io/v1", ["Lease", "leases", "lease"], &[], CONDITIONAL, &[]),
         network_attachment_definition(),
     ]
 }

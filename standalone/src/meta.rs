@@ -72,8 +72,15 @@ pub fn prepare_update(object: &mut Value, old: &Value) {
     let old = &old["metadata"];
     if let Value::Object(meta) = &mut object["metadata"] {
         for field in [
-            "name", "namespace", "uid", "creationTimestamp", "generateName", "generation", "deletionTimestamp",
-            "deletionGracePeriodSeconds", "resourceVersion",
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "generateName",
+            "generation",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "resourceVersion",
         ] {
             match old.get(field) {
                 Some(value) => meta.insert(field.to_owned(), value.clone()),
@@ -211,8 +218,10 @@ mod tests {
     #[test]
     fn names_follow_the_rule_of_their_kind() {
         assert_eq!(first_error("Node", json!({"name": "a.b-c"})), "");
-        assert!(first_error("Namespace", json!({"name": "a.b"})).starts_with(
-            r#"metadata.name: Invalid value: "a.b": a lowercase RFC 1123 label must consist of"#));
+        assert!(
+            first_error("Namespace", json!({"name": "a.b"}))
+                .starts_with(r#"metadata.name: Invalid value: "a.b": a lowercase RFC 1123 label must consist of"#)
+        );
         for bad in ["A", "-a", "a-", "a..b", "a_b", "ä"] {
             assert!(first_error("Node", json!({"name": bad})).contains("RFC 1123 subdomain"), "{bad}");
         }
@@ -237,8 +246,11 @@ mod tests {
     fn what_the_server_sets_cannot_be_chosen() {
         let mut object = json!({"metadata": {"generateName": "x-", "uid": "mine", "generation": 9, "deletionTimestamp": "t"}});
         prepare_create(&kind("Pod"), &mut object, "ns", "uid", "abcde", Timestamp::UNIX_EPOCH);
-        assert_eq!(object["metadata"], json!({"generateName": "x-", "name": "x-abcde", "namespace": "ns", "uid": "uid",
-            "creationTimestamp": "1970-01-01T00:00:00Z", "generation": 1}));
+        assert_eq!(
+            object["metadata"],
+            json!({"generateName": "x-", "name": "x-abcde", "namespace": "ns", "uid": "uid",
+            "creationTimestamp": "1970-01-01T00:00:00Z", "generation": 1})
+        );
         let mut new = json!({"metadata": {"name": "other", "labels": {"a": "b"}, "deletionTimestamp": "t"}});
         prepare_update(&mut new, &object);
         assert_eq!(new["metadata"]["name"], "x-abcde");

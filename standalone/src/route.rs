@@ -70,7 +70,12 @@ impl Query {
     /// Never fails: what cannot be decoded stays as it is.
     pub fn parse(query: &str) -> Self {
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
-        Self(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k, true), decode(v, true))).collect())
+        Self(
+            pairs
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                .map(|(k, v)| (decode(k, true), decode(v, true)))
+                .collect(),
+        )
     }
 
     /// The first value of a parameter, empty when it is absent.
@@ -120,7 +125,10 @@ mod tests {
     fn paths_of_every_shape_are_told_apart() {
         assert_eq!(target("/api/v1/nodes").plural, "nodes");
         let pod = target("/api/v1/namespaces/a/pods/p/status");
-        assert_eq!((pod.namespace.as_deref(), pod.name.as_deref(), pod.subresource.as_deref()), (Some("a"), Some("p"), Some("status")));
+        assert_eq!(
+            (pod.namespace.as_deref(), pod.name.as_deref(), pod.subresource.as_deref()),
+            (Some("a"), Some("p"), Some("status"))
+        );
         let namespace = target("/api/v1/namespaces/a");
         assert_eq!((namespace.plural.as_str(), namespace.name.as_deref(), namespace.namespace), ("namespaces", Some("a"), None));
         let status = target("/api/v1/namespaces/a/status");

@@ -240,8 +240,7 @@ impl Node {
     fn prune(&self, value: &mut Value, path: &str, unknown: &mut Vec<String>) {
         match value {
             Value::Object(map) if self.embedded_resource => {
-                let kept: Vec<_> =
-                    ["apiVersion", "kind", "metadata"].iter().filter_map(|k| map.remove_entry(*k)).collect();
+                let kept: Vec<_> = ["apiVersion", "kind", "metadata"].iter().filter_map(|k| map.remove_entry(*k)).collect();
                 self.prune_map(map, path, unknown);
                 map.extend(kept);
             }
@@ -348,16 +347,22 @@ mod tests {
         let mut unknown = schema().prune(&mut object);
         unknown.sort();
         assert_eq!(unknown, ["other", "spec.nope", "spec.ports[0].what"]);
-        assert_eq!(object, json!({"kind": "X", "metadata": {"a": 1}, "spec": {
-            "subnet": "a", "free": {"x": {"y": 1}}, "ports": [{"name": "a"}], "labels": {"a": "b"}}}));
+        assert_eq!(
+            object,
+            json!({"kind": "X", "metadata": {"a": 1}, "spec": {
+            "subnet": "a", "free": {"x": {"y": 1}}, "ports": [{"name": "a"}], "labels": {"a": "b"}}})
+        );
     }
 
     #[test]
     fn defaults_fill_absent_fields_and_forbidden_nulls_only() {
         let mut object = json!({"spec": {"mode": null, "vlan": null, "ports": [{"name": "a"}, {"name": "b", "speed": 1}]}});
         schema().default(&mut object);
-        assert_eq!(object, json!({"spec": {"mode": "auto", "vlan": null,
-            "ports": [{"name": "a", "speed": 10}, {"name": "b", "speed": 1}]}}));
+        assert_eq!(
+            object,
+            json!({"spec": {"mode": "auto", "vlan": null,
+            "ports": [{"name": "a", "speed": 10}, {"name": "b", "speed": 1}]}})
+        );
         let mut none = json!({});
         schema().default(&mut none);
         assert_eq!(none, json!({}));
@@ -367,20 +372,27 @@ mod tests {
     fn every_broken_field_is_named_in_the_api_servers_words() {
         let got = errors(json!({"spec": {"mode": "x", "vlan": 4095, "ips": ["1.1", "b", "1.1"], "labels": {"a": 1},
             "ports": [{"name": "p"}, {"name": "p"}], "either": 1.5}}));
-        assert_eq!(got, [
-            r#"spec.subnet: Required value"#,
-            r#"spec.either: Invalid value: "number": spec.either in body must be of type integer,string: "number""#,
-            r#"spec.ips[1]: Invalid value: "b": spec.ips[1] in body should match '^[0-9.]+$'"#,
-            r#"spec.ips[2]: Duplicate value: "1.1""#,
-            r#"spec.labels.a: Invalid value: "integer": spec.labels.a in body must be of type string: "integer""#,
-            r#"spec.mode: Unsupported value: "x": supported values: "auto", "off""#,
-            r#"spec.ports[1]: Duplicate value: {"name":"p"}"#,
-            r#"spec.vlan: Invalid value: 4095: spec.vlan in body should be less than or equal to 4094"#,
-        ]);
-        assert_eq!(errors(json!({"spec": {"subnet": "ab"}})), [
-            r#"spec.subnet: Invalid value: "ab": spec.subnet in body should be at least 3 chars long"#]);
-        assert_eq!(errors(json!({"spec": {"subnet": null}})), [
-            r#"spec.subnet: Invalid value: "null": spec.subnet in body must be of type string: "null""#]);
+        assert_eq!(
+            got,
+            [
+                r#"spec.subnet: Required value"#,
+                r#"spec.either: Invalid value: "number": spec.either in body must be of type integer,string: "number""#,
+                r#"spec.ips[1]: Invalid value: "b": spec.ips[1] in body should match '^[0-9.]+$'"#,
+                r#"spec.ips[2]: Duplicate value: "1.1""#,
+                r#"spec.labels.a: Invalid value: "integer": spec.labels.a in body must be of type string: "integer""#,
+                r#"spec.mode: Unsupported value: "x": supported values: "auto", "off""#,
+                r#"spec.ports[1]: Duplicate value: {"name":"p"}"#,
+                r#"spec.vlan: Invalid value: 4095: spec.vlan in body should be less than or equal to 4094"#,
+            ]
+        );
+        assert_eq!(
+            errors(json!({"spec": {"subnet": "ab"}})),
+            [r#"spec.subnet: Invalid value: "ab": spec.subnet in body should be at least 3 chars long"#]
+        );
+        assert_eq!(
+            errors(json!({"spec": {"subnet": null}})),
+            [r#"spec.subnet: Invalid value: "null": spec.subnet in body must be of type string: "null""#]
+        );
     }
 
     #[test]
@@ -389,8 +401,10 @@ mod tests {
         let new = json!({"spec": {"subnet": "abd", "vlan": 13}});
         let texts = |errors: Vec<FieldError>| -> Vec<String> { errors.iter().map(ToString::to_string).collect() };
         assert_eq!(texts(schema().check(&new, None)), [r#"spec: Invalid value: "object": 13 brings bad luck"#]);
-        assert_eq!(texts(schema().check(&new, Some(&old))), [
-            r#"spec: Invalid value: "object": 13 brings bad luck"#, "spec.subnet: Forbidden: subnet is immutable"]);
+        assert_eq!(
+            texts(schema().check(&new, Some(&old))),
+            [r#"spec: Invalid value: "object": 13 brings bad luck"#, "spec.subnet: Forbidden: subnet is immutable"]
+        );
     }
 
     #[test]

@@ -92,7 +92,8 @@ impl Inner {
 }
 
 impl Server {
-    /// A server of these kinds (see [`kinds::builtin`]) and CRDs, with the namespaces of a new cluster.
+    /// A server of these kinds (see [`kinds::builtin`]) and CRDs, with the namespaces of a new cluster. A CRD takes the
+    /// place of a built-in kind with its path, as `kinds::builtin` holds one that others install as a CRD.
     pub fn new(kinds: Vec<Kind>, crds: Vec<CustomResourceDefinition>) -> Result<Self, kinds::Error> {
         Self::with_options(kinds, crds, Options::default())
     }
@@ -103,9 +104,10 @@ impl Server {
         crds: Vec<CustomResourceDefinition>,
         options: Options,
     ) -> Result<Self, kinds::Error> {
-        for crd in &crds {
-            kinds.push(Kind::from_crd(crd)?);
-        }
+        let crds: Vec<Kind> = crds.iter().map(Kind::from_crd).collect::<Result<_, _>>()?;
+        let path = |kind: &Kind| (kind.group.clone(), kind.version.clone(), kind.plural.clone());
+        kinds.retain(|builtin| crds.iter().all(|crd| path(crd) != path(builtin)));
+        kinds.extend(crds);
         let kinds = Kinds::new(kinds)?;
         let store = Store::new(kinds.all().len(), 1, options.event_window);
         let written = watch::Sender::new(store.version());

@@ -183,9 +183,8 @@ impl ApiError {
 
     /// 415 with what would have been accepted.
     pub fn unsupported_media(got: &str, accepted: &str) -> Self {
-        let message = format!(
-            "the body of the request was in an unknown format - accepted media types include: {accepted}; got {got:?}"
-        );
+        let message =
+            format!("the body of the request was in an unknown format - accepted media types include: {accepted}; got {got:?}");
         Self { code: 415, reason: "UnsupportedMediaType", message, details: json!({}) }
     }
 

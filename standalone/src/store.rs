@@ -112,13 +112,7 @@ impl Store {
             forgotten: version,
             latest: watch::Sender::new(version),
         };
-        Self {
-            version,
-            tables: (0..kinds).map(|_| table()).collect(),
-            dependents: HashMap::new(),
-            uids: HashMap::new(),
-            window,
-        }
+        Self { version, tables: (0..kinds).map(|_| table()).collect(), dependents: HashMap::new(), uids: HashMap::new(), window }
     }
 
     /// The version of the last change.

@@ -165,10 +165,8 @@ impl Api<'_> {
         let warnings = decode(kind, &mut value, call.fields)?;
         check_namespace_matches(kind, &value, &call.namespace)?;
         if text(&value, "name") != name {
-            let message = format!(
-                "the name of the object ({}) does not match the name on the URL ({name})",
-                text(&value, "name")
-            );
+            let message =
+                format!("the name of the object ({}) does not match the name on the URL ({name})", text(&value, "name"));
             return Err(ApiError::bad_request(message));
         }
         let old = self.store.get(call.kind, &key).cloned().ok_or_else(|| ApiError::not_found(kind, name))?;
@@ -257,10 +255,8 @@ impl Api<'_> {
         }
         let wanted = options.preconditions.clone().unwrap_or_default();
         let stored_version = object.version.to_string();
-        let pairs = [
-            ("UID", wanted.uid, object.meta("uid")),
-            ("ResourceVersion", wanted.resource_version, stored_version.as_str()),
-        ];
+        let pairs =
+            [("UID", wanted.uid, object.meta("uid")), ("ResourceVersion", wanted.resource_version, stored_version.as_str())];
         for (what, wanted, stored) in pairs {
             if let Some(wanted) = wanted.filter(|w| w != stored) {
                 let why = format!(
@@ -334,14 +330,10 @@ impl Api<'_> {
         if namespace.value["metadata"]["deletionTimestamp"].is_null() {
             return Ok(());
         }
-        let why = format!(
-            "unable to create new content in namespace {} because it is being terminated",
-            call.namespace
-        );
+        let why = format!("unable to create new content in namespace {} because it is being terminated", call.namespace);
         let mut error = ApiError::forbidden(kind, name, &why);
         let message = format!("namespace {} is being terminated", call.namespace);
-        error.details["causes"] =
-            json!([{"reason": "NamespaceTerminating", "message": message, "field": "metadata.namespace"}]);
+        error.details["causes"] = json!([{"reason": "NamespaceTerminating", "message": message, "field": "metadata.namespace"}]);
         Err(error)
     }
 
@@ -388,15 +380,14 @@ fn decode(kind: &Kind, value: &mut Value, fields: FieldValidation) -> Result<Vec
     let Value::Object(map) = value else {
         return Err(ApiError::bad_request("the body of the request must be a JSON object"));
     };
-    for (field, wanted, what) in
-        [("apiVersion", kind.api_version(), "API version"), ("kind", kind.kind.clone(), "kind")]
-    {
+    for (field, wanted, what) in [("apiVersion", kind.api_version(), "API version"), ("kind", kind.kind.clone(), "kind")] {
         let got = map.entry(field).or_insert_with(|| json!(wanted));
         if got.as_str().is_some_and(str::is_empty) {
             *got = json!(wanted);
         }
         if *got != json!(wanted) {
-            let message = format!("the {what} in the data ({}) does not match the expected {what} ({wanted})", crate::status::plain(got));
+            let message =
+                format!("the {what} in the data ({}) does not match the expected {what} ({wanted})", crate::status::plain(got));
             return Err(ApiError::bad_request(message));
         }
     }
@@ -455,9 +446,7 @@ fn check_namespace_matches(kind: &Kind, value: &Value, namespace: &str) -> Resul
     if !kind.namespaced || own.is_empty() || own == namespace {
         return Ok(());
     }
-    Err(ApiError::bad_request(
-        "the namespace of the provided object does not match the namespace sent on the request",
-    ))
+    Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"))
 }
 
 fn check(kind: &Kind, value: &Value, old: Option<&Value>) -> Result<(), ApiError> {
