@@ -13,8 +13,8 @@ pub enum Retry {
     Never,
 }
 
-/// Failure of a call. After every variant but [`Error::Disconnected`] and [`Error::NotApplied`] the database is known
-/// to be unchanged by the call.
+/// Failure of a call. After every variant but [`Error::Disconnected`], [`Error::NotApplied`] and [`Error::Reply`] the
+/// database is known to be unchanged by the call.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -102,7 +102,7 @@ impl Error {
     pub fn retry(&self) -> Retry {
         match self {
             Error::NotConnected { .. } | Error::Timeout { .. } | Error::NoRootRow | Error::Unixctl { .. } => Retry::Later,
-            Error::Disconnected { .. } | Error::NotApplied { .. } => Retry::Reread,
+            Error::Disconnected { .. } | Error::NotApplied { .. } | Error::Reply { .. } => Retry::Reread,
             Error::Operation { .. } if self.is_timed_out() => Retry::Reread,
             Error::Commit { .. } | Error::Operation { .. } if self.is_resource_trouble() => Retry::Later,
             _ => Retry::Never,

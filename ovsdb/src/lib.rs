@@ -28,6 +28,8 @@
 //! # Ok(()) }
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails, as it should"))]
+
 pub mod client;
 pub mod codec;
 mod connection;

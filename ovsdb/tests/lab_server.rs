@@ -1,5 +1,7 @@
 //! The client against a real ovsdb-server, with `ovs-vsctl` as the judge of what the database holds.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails, as it should")]
+
 #[path = "lab/daemons.rs"]
 mod daemons;
 

@@ -1,5 +1,7 @@
 //! The client together with a real ovs-vswitchd (userspace datapath, its own network namespace).
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails, as it should")]
+
 #[path = "lab/daemons.rs"]
 mod daemons;
 
