@@ -2,6 +2,8 @@
 //! annotations and labels, and the way from a stored object to checked values, or to the field that is wrong and why.
 //! Knows no API server, no clock, no file and no host.
 
+#![allow(clippy::duplicated_attributes, reason = "two printcolumns of one type are no duplicate")]
+
 pub mod annotations;
 pub mod convert;
 pub mod crds;

@@ -1,6 +1,8 @@
 //! Every field that Spiderpool's CRDs have (fixtures/crd-fields), ours have too: type, required, default and bounds, but for
 //! what the table of differences says and why. That ours have more is no difference: a manifest applies unchanged.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};

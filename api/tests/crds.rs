@@ -1,6 +1,8 @@
 //! The CRDs: files are current, names are right, and the rules refuse what they should, evaluated by the interpreter that
 //! the stand-alone API uses. That kube-apiserver takes them too is the Kubernetes lane's to show.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::Path;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

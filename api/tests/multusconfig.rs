@@ -1,6 +1,8 @@
 //! SpiderMultusConfigs and what the real Spiderpool made of them (fixtures/multusconfig): equal as JSON but for the names of
 //! our plugins, and for what the table of differences says and why.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,8 @@
 //! Our own networks and their NetworkAttachmentDefinitions (tests/golden: `<case>.yaml` is applied, `<case>.json` is its
 //! configuration). `UPDATE_GOLDEN=1` writes what is rendered now; read the difference before it is committed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::Path;
 
 use api::spider::{CoordinatorSettings, SpiderCoordinator};

@@ -2,6 +2,8 @@
 //! (fixtures/multusconfig/other-kinds). Ours answers by CEL or by conversion; what only a look at other objects can tell is
 //! the controller's condition and in the table here.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 
 use api::{SpiderCoordinator, SpiderIPPool, SpiderReservedIP};

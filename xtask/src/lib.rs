@@ -3,6 +3,7 @@
 
 pub mod crds;
 pub mod layers;
+pub mod tidy;
 pub mod tree;
 
 use std::path::{Path, PathBuf};

@@ -13,6 +13,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Check layers, module trees, generated files and the rest that the tidy test checks.
+    Tidy,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -26,6 +28,16 @@ fn main() -> anyhow::Result<ExitCode> {
             let stale = xtask::crds::stale(&xtask::workspace())?;
             if !stale.is_empty() {
                 eprintln!("not what `cargo xtask crds` writes: {}", stale.join(", "));
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Tidy => {
+            let mut all = Vec::new();
+            for (name, check) in xtask::tidy::CHECKS {
+                all.extend(check(&xtask::workspace())?.into_iter().map(|f| format!("{name}: {f}")));
+            }
+            if !all.is_empty() {
+                eprintln!("{}", all.join("\n"));
                 return Ok(ExitCode::FAILURE);
             }
         }

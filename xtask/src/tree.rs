@@ -102,16 +102,15 @@ fn normal(path: &Path) -> PathBuf {
     out
 }
 
-/// `file:line` of every text that names the workspace's own place, a home directory of a user, or a sibling of the workspace.
+/// `file:line` of every text that names the workspace's own place or a home directory.
 pub fn machine_paths(workspace: &Path) -> anyhow::Result<Vec<String>> {
     let own = workspace.display().to_string();
-    let above = workspace.parent().map(|p| p.display().to_string()).filter(|p| p.len() > 1);
     let mut out = Vec::new();
     for file in files(workspace)? {
         // What is no text (an object, a picture) names nothing.
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
         for (n, line) in text.lines().enumerate() {
-            let named = line.contains(&own) || above.as_ref().is_some_and(|a| line.contains(&format!("{a}/"))) || line.contains(concat!("/root", "/")) || line.contains(concat!("/home", "/"));
+            let named = line.contains(&own) || line.contains(concat!("/root", "/")) || line.contains(concat!("/home", "/"));
             if named {
                 out.push(format!("{}:{}", file.strip_prefix(workspace).unwrap_or(&file).display(), n + 1));
             }

@@ -311,10 +311,10 @@ fn sriov(c: &SriovConfig, ipam: bool) -> Result<Parts, Invalid> {
     if let Some(v) = vlan_id(at, c.vlan_id)? {
         set(&mut main, "vlan", v);
     }
-    if let (Some(min), Some(max)) = (c.min_tx_rate_mbps, c.max_tx_rate_mbps) {
-        if min > max {
-            return Err(Invalid::new(format!("{at}.minTxRateMbps"), min, format!("is above maxTxRateMbps {max}")));
-        }
+    if let (Some(min), Some(max)) = (c.min_tx_rate_mbps, c.max_tx_rate_mbps)
+        && min > max
+    {
+        return Err(Invalid::new(format!("{at}.minTxRateMbps"), min, format!("is above maxTxRateMbps {max}")));
     }
     for (key, rate) in [("min_tx_rate", c.min_tx_rate_mbps), ("max_tx_rate", c.max_tx_rate_mbps)] {
         if let Some(r) = rate {
@@ -337,7 +337,8 @@ fn ib_sriov(c: &IbSriovConfig, ipam: bool) -> Result<Parts, Invalid> {
     let pkey = c.pkey.as_deref().unwrap_or_default();
     // InfiniBand Architecture Specification: a partition key has 16 bits.
     let digits = pkey.strip_prefix("0x").unwrap_or(pkey);
-    if !pkey.is_empty() && !((1..=4).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit())) {
+    let key = (1..=4).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    if !pkey.is_empty() && !key {
         return Err(Invalid::new(format!("{at}.pkey"), pkey, "is not a partition key of up to four hexadecimal digits"));
     }
     let mut main = json!({
