@@ -1,0 +1,571 @@
+//! Addresses of a NIC out of pools: from the pod's annotations to leases, and back. What is chosen is `ipam`'s decision,
+//! who has it is the API server's (`leases`); here they meet the journal. All families of a NIC are taken together or not
+//! at all, and with `ippools` those of all NICs.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::net::IpAddr;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use api::annotations::{self, PodPools, PoolChoice, WantedIp};
+use api::mooring::{Holder, Identity, IdentityKind};
+use cni::{AddResult, Error, Request};
+use ipam::fixed::{self, Controller};
+use ipam::{Family, FamilyNames, Learned, NicEntry, NicPools, Picker, Pool, Sources, Window};
+use kube::ResourceExt;
+use model::{Cidr, IfAddr};
+use plumbing::Host;
+use serde_json::Value;
+
+use super::pools::{View, window};
+use super::{Agent, Turn, hung_up, ifname, journal_error};
+use crate::caches::Pod;
+use crate::endpoints::{endpoint_of, top_owner};
+use crate::journal::{Addresses, Entry, Held, Key, Role, State, Work};
+use crate::leases::{Ask, LeaseError};
+
+/// Creations that may end in a conflict before another pool is tried. A map is at most a second old, and a random bit of it
+/// is taken by somebody else as often as that second's pods fill the window: 32 in a row is a map that says nothing.
+const TRIES: usize = 32;
+/// How long an ADD that finds every pool full waits for an address that comes back: a rolling update frees and takes at
+/// the same time, and a map is written at most once a second.
+const FULL_WAIT: Duration = Duration::from_secs(3);
+/// How often full pools are looked at again meanwhile: the map's own rhythm.
+const FULL_TICK: Duration = Duration::from_millis(500);
+
+/// The pod's words about its addresses, read once.
+struct Words<'a> {
+    pod: &'a Pod,
+    view: &'a View,
+    holder: Holder,
+}
+
+impl<H: Host + 'static> Agent<H> {
+    /// `spiderpool` as the IPAM of another project's main plugin.
+    pub(crate) async fn ipam_add(&self, turn: Turn<'_>) -> Result<AddResult, Error> {
+        let result = self.addresses_add(&turn).await?;
+        if let Some(pod) = self.pod_of(&turn).await? {
+            self.publish(&pod, &turn.request.container_id).await;
+        }
+        Ok(result)
+    }
+
+    pub(crate) fn addresses_check(&self, request: &Request) -> Result<(), Error> {
+        let name = ifname(request)?;
+        match self.journal.get(&Key::new(&request.container_id, name.as_str(), Role::Addresses)) {
+            Some(Entry { state: State::Added, .. }) => Ok(()),
+            _ => Err(Error::new(Error::CHECK, format!("the agent holds no address for {name} of this container"))),
+        }
+    }
+
+    /// Takes the addresses of the NIC in hand, or hands out those that an earlier NIC's ADD took for it.
+    pub(crate) async fn addresses_add(&self, turn: &Turn<'_>) -> Result<AddResult, Error> {
+        let container = &turn.request.container_id;
+        let current = ifname(turn.request)?.as_str();
+        let key = Key::new(container, current, Role::Addresses);
+        if let Some(mut entry) = self.journal.get(&key) {
+            if entry.state == State::Added
+                && let Work::Addresses(a) = &mut entry.work
+            {
+                a.used = true;
+                let result = result_of(&a.held);
+                self.write(entry)?;
+                return Ok(result);
+            }
+            // An earlier ADD failed and its addresses could not be given back yet.
+            if !self.release_entry(&entry).await {
+                return Err(Error::new(Error::TRY_AGAIN, format!("addresses of an earlier attempt for {current} are still being given back")));
+            }
+        }
+        self.caches.ready_for_addresses().await.map_err(|e| Error::new(Error::TRY_AGAIN, e.to_string()))?;
+        let pod = self.pod_of(turn).await?;
+        let pod = pod.ok_or_else(|| Error::env("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME are missing, addresses of pools are for pods"))?;
+        let (pools, reserved) = (self.caches.pools(), self.caches.reserved());
+        let view = View::of(pools.iter().map(AsRef::as_ref), reserved.iter().map(AsRef::as_ref));
+        let reference = pod.reference();
+        let holder = Holder {
+            pod_namespace: reference.namespace.clone(),
+            pod_name: reference.name.clone(),
+            pod_uid: reference.uid.clone(),
+            interface: String::new(),
+            container_id: container.clone(),
+        };
+        let words = Words { pod: &pod, view: &view, holder };
+        let choices = self.choose(turn, &words)?;
+        let mut taken: Vec<(String, Vec<Held>)> = Vec::new();
+        let mut failed = None;
+        for nic in &choices {
+            let mut held = Vec::new();
+            let done = self.take_nic(turn, &words, nic, &choices, &mut held).await;
+            taken.push((nic.nic.clone(), held));
+            if let Err(e) = done {
+                failed = Some(e);
+                break;
+            }
+        }
+        if failed.is_none() && turn.abort.is_set() {
+            failed = Some(hung_up());
+        }
+        let mut written: Vec<Key> = Vec::new();
+        if failed.is_none() {
+            for (nic, held) in &taken {
+                let work = Work::Addresses(Addresses { held: held.clone(), taken_by: current.to_owned(), used: nic == current });
+                let entry = Entry {
+                    key: Key::new(container, nic, Role::Addresses),
+                    state: State::Added,
+                    pod: Some(reference.clone()),
+                    netns: turn.netns.map(|n| super::netns_ref(n, turn.request.netns.as_deref())),
+                    network: turn.request.conf.name.clone(),
+                    work,
+                };
+                written.push(entry.key.clone());
+                if let Err(e) = self.journal.put(entry) {
+                    failed = Some(journal_error(e));
+                    break;
+                }
+            }
+        }
+        if let Some(error) = failed {
+            for (nic, held) in &taken {
+                self.give_back(turn, nic, held).await;
+            }
+            return Err(error);
+        }
+        let mine = taken.iter().find(|(nic, _)| nic == current).map(|(_, held)| held.as_slice());
+        Ok(result_of(mine.unwrap_or_default()))
+    }
+
+    /// Gives addresses back that no entry may stand for. What cannot be given back now is written down first.
+    async fn give_back(&self, turn: &Turn<'_>, nic: &str, held: &[Held]) {
+        let key = Key::new(&turn.request.container_id, nic, Role::Addresses);
+        let entry = Entry {
+            key: key.clone(),
+            state: State::Deleting,
+            pod: turn.request.pod(),
+            netns: None,
+            network: turn.request.conf.name.clone(),
+            work: Work::Addresses(Addresses { held: held.iter().map(undone).collect(), taken_by: nic.to_owned(), used: false }),
+        };
+        if held.is_empty() {
+            self.forget(&key);
+            return;
+        }
+        if let Err(error) = self.journal.put(entry.clone()) {
+            // Then only memory knows until the next start, whose list of leases finds them.
+            tracing::warn!(%error, nic, "failed to note addresses that are to be given back");
+        }
+        self.release_entry(&entry).await;
+    }
+
+    /// DEL of a NIC's addresses, and of those that its ADD took for NICs which never came. Never fails for the API's sake.
+    pub(crate) async fn addresses_del(&self, container: &str, nic: &str) -> Result<(), Error> {
+        self.addresses_end(container, nic, false).await
+    }
+
+    /// The same after a failed ADD: a fixed address that this ADD was the first to take is not kept.
+    pub(crate) async fn addresses_undo(&self, container: &str, nic: &str) -> Result<(), Error> {
+        self.addresses_end(container, nic, true).await
+    }
+
+    async fn addresses_end(&self, container: &str, nic: &str, failed: bool) -> Result<(), Error> {
+        let mut mine = Vec::new();
+        for e in self.journal.of_container(container) {
+            let Work::Addresses(a) = &e.work else { continue };
+            if e.key.ifname == nic || (a.taken_by == nic && !a.used) {
+                mine.push(e);
+            }
+        }
+        for mut entry in mine {
+            entry.state = State::Deleting;
+            if let Work::Addresses(a) = &mut entry.work
+                && failed
+            {
+                a.held = a.held.iter().map(undone).collect();
+            }
+            self.write(entry.clone())?;
+            self.release_entry(&entry).await;
+        }
+        Ok(())
+    }
+
+    /// Whether all leases of the entry are given back; then the entry is gone. Otherwise it stays for `retry_releases`.
+    pub(crate) async fn release_entry(&self, entry: &Entry) -> bool {
+        let Work::Addresses(a) = &entry.work else { return true };
+        let mut left = Vec::new();
+        for h in &a.held {
+            if let Err(error) = self.leases.release(&h.lease, &h.uid, h.fixed).await {
+                tracing::warn!(lease = h.lease, %error, "failed to give an address back, will retry");
+                left.push(h.clone());
+            }
+        }
+        if left.is_empty() {
+            self.forget(&entry.key);
+            return true;
+        }
+        if left.len() < a.held.len() {
+            let mut rest = entry.clone();
+            rest.work = Work::Addresses(Addresses { held: left, ..a.clone() });
+            if let Err(error) = self.journal.put(rest) {
+                tracing::warn!(%error, "failed to note which addresses are left");
+            }
+        }
+        self.retry.notify_one();
+        false
+    }
+
+    /// Writes the pod's SpiderEndpoint: at once for a fixed identity, whose index it is, else behind.
+    pub(crate) async fn publish(&self, pod: &Pod, container: &str) {
+        let entries = self.journal.of_container(container);
+        let fixed = entries.iter().any(|e| matches!(&e.work, Work::Addresses(a) if a.held.iter().any(|h| h.fixed)));
+        if !entries.iter().any(|e| matches!(e.work, Work::Addresses(_))) {
+            return;
+        }
+        let endpoint = endpoint_of(pod, &self.me.node, &entries);
+        if fixed && let Err(error) = self.endpoints.write_now(&endpoint).await {
+            // The leases carry the identity: an endpoint that is missing is rebuilt from them.
+            tracing::warn!(pod = pod.name_any(), %error, "failed to write a spiderendpoint in time, will retry behind");
+        } else if fixed {
+            return;
+        }
+        self.endpoints.write_behind(endpoint);
+    }
+
+    fn choose(&self, turn: &Turn<'_>, words: &Words<'_>) -> Result<Vec<NicPools>, Error> {
+        let config = |e: &dyn std::fmt::Display| Error::config(format!("annotation {e}"));
+        let mut sources = Sources::default();
+        match annotations::pod_pools(words.pod.annotations()).map_err(|e| config(&e))? {
+            Some(PodPools::PerNic(list)) => {
+                sources.ippools = Some(
+                    list.into_iter()
+                        .map(|n| NicEntry { interface: n.interface.map(|i| i.to_string()), names: names(n.pools), clean_gateway: n.clean_gateway })
+                        .collect(),
+                );
+            }
+            Some(PodPools::EachNic(choice)) => sources.ippool = Some(names(choice)),
+            None => {}
+        }
+        let namespace = words.pod.namespace().unwrap_or_default();
+        if let Some(ns) = self.caches.namespace(&namespace) {
+            let none = Default::default();
+            let a = ns.metadata.annotations.as_ref().unwrap_or(&none);
+            if let Some(choice) = annotations::namespace_pools(a).map_err(|e| Error::config(format!("annotation of namespace {namespace}: {e}")))? {
+                sources.namespace = names(choice);
+            }
+        }
+        sources.conf = conf_pools(turn.request)?;
+        let nics = self.nics_of(Some(words.pod), turn)?;
+        let ask = ipam::Ask {
+            node: &self.me.node,
+            namespace: &namespace,
+            nics: &nics,
+            current: ifname(turn.request)?.as_str(),
+            agent_namespace: &self.me.namespace,
+            sources: &sources,
+        };
+        ipam::choose(&words.view.pools, &ask).map_err(|mut e| {
+            if let ipam::ChoiceError::AllRejected { rejected, .. } = &mut e {
+                for r in rejected {
+                    if let Some(why) = words.view.broken.get(&r.pool) {
+                        r.reason = format!("it is not valid: {why}");
+                    }
+                }
+            }
+            Error::config(e.to_string())
+        })
+    }
+
+    /// All families of one NIC. What was taken is in `held` also after an error.
+    async fn take_nic(&self, turn: &Turn<'_>, words: &Words<'_>, nic: &NicPools, all: &[NicPools], held: &mut Vec<Held>) -> Result<(), Error> {
+        let wanted = self.wanted(turn, words, nic, all)?;
+        let pod = words.pod;
+        let (namespace, name) = (words.holder.pod_namespace.as_str(), words.holder.pod_name.as_str());
+        let owner = top_owner(pod);
+        let controller = owner.as_ref().map(|o| Controller { kind: &o.kind, name: &o.name });
+        let identity = fixed::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty()).map(|_| identity_of(namespace, name, controller, &nic.nic));
+        let holder = Holder { interface: nic.nic.clone(), ..words.holder.clone() };
+        let before = match &identity {
+            Some(i) if wanted.is_empty() => self.addresses_before(i, &nic.nic).await?,
+            _ => Vec::new(),
+        };
+        for ip in wanted.iter().filter(|w| !families(nic).iter().any(|(f, _)| *f == Family::of(w.ip))) {
+            return Err(Error::config(format!("address {} cannot be given: no {} pool is named for {}", ip.ip, Family::of(ip.ip), nic.nic)));
+        }
+        for (family, pools) in families(nic) {
+            if turn.abort.is_set() {
+                return Err(hung_up());
+            }
+            let explicit = wanted.iter().find(|w| Family::of(w.ip) == family);
+            let (pool, ip, lease) = match (explicit, &identity) {
+                (Some(w), _) => {
+                    let pool = fixed::check_request(&words.view.pools, pools, w.ip, w.prefix_len).map_err(|e| Error::config(e.to_string()))?;
+                    let ask = Ask { pool: &pool.name, domain: &pool.domain, holder: &holder, identity: identity.as_ref() };
+                    (pool, w.ip, self.fixed(turn, &ask, w.ip).await?)
+                }
+                (None, Some(id)) => {
+                    let old = before.iter().copied().find(|ip| Family::of(*ip) == family);
+                    // Of a pool that is no longer asked for, or no longer has it: it gets another one.
+                    let still = old.and_then(|ip| fixed::check_request(&words.view.pools, pools, ip, None).ok().map(|p| (p, ip)));
+                    match still {
+                        Some((pool, ip)) => {
+                            let ask = Ask { pool: &pool.name, domain: &pool.domain, holder: &holder, identity: Some(id) };
+                            (pool, ip, self.fixed(turn, &ask, ip).await?)
+                        }
+                        None => self.take_any(turn, words, nic, family, pools, &holder, Some(id)).await?,
+                    }
+                }
+                (None, None) => self.take_any(turn, words, nic, family, pools, &holder, None).await?,
+            };
+            let addr = IfAddr::new(ip, pool.subnet.prefix_len()).map_err(|e| Error::new(Error::INTERNAL, e.to_string()))?;
+            held.push(Held {
+                lease: lease.name,
+                uid: lease.uid,
+                pool: pool.name.clone(),
+                addr,
+                gateway: pool.gateway,
+                routes: pool.routes.clone(),
+                clean_gateway: nic.clean_gateway,
+                fixed: identity.is_some(),
+                fresh: lease.created,
+            });
+        }
+        let extra = annotations::routes(words.pod.annotations()).map_err(|e| Error::config(format!("annotation {e}")))?;
+        for h in held.iter_mut() {
+            let net = h.addr.network();
+            h.routes.extend(extra.iter().filter(|(_, gw)| net.contains(*gw)));
+        }
+        Ok(())
+    }
+
+    async fn fixed(&self, turn: &Turn<'_>, ask: &Ask<'_>, ip: IpAddr) -> Result<crate::leases::Taken, Error> {
+        let taken = self.leases.take_fixed(ask, ip).await.map_err(|e| lease_error(&e))?;
+        if turn.abort.is_set() {
+            // The caller's list does not have it yet.
+            if let Err(error) = self.leases.release(&taken.name, &taken.uid, ask.identity.is_some() && !taken.created).await {
+                tracing::warn!(lease = taken.name, %error, "failed to give an address back; the next start will");
+            }
+            return Err(hung_up());
+        }
+        Ok(taken)
+    }
+
+    /// Any free address of the pools, in their order.
+    #[expect(clippy::too_many_arguments, reason = "two callers, and no two of them travel together anywhere else")]
+    async fn take_any<'w>(
+        &self,
+        turn: &Turn<'_>,
+        words: &'w Words<'_>,
+        nic: &NicPools,
+        family: Family,
+        pools: &[String],
+        holder: &Holder,
+        identity: Option<&Identity>,
+    ) -> Result<(&'w Pool, IpAddr, crate::leases::Taken), Error> {
+        let deadline = tokio::time::Instant::now() + FULL_WAIT;
+        loop {
+            for name in pools {
+                let Some(pool) = words.view.pools.get(name) else { continue };
+                let ask = Ask { pool: &pool.name, domain: &pool.domain, holder, identity };
+                if let Some((ip, lease)) = self.take_from(turn, words, pool, &ask).await? {
+                    return Ok((pool, ip, lease));
+                }
+            }
+            if turn.abort.is_set() {
+                return Err(hung_up());
+            }
+            if tokio::time::Instant::now() + FULL_TICK > deadline {
+                let sizes = pools.iter().map(|p| {
+                    let total = words.view.pools.allocatable(p).map_or(0, ipam::Ranges::len);
+                    format!("{p} ({total} addresses)")
+                });
+                let text = sizes.collect::<Vec<_>>().join(", ");
+                return Err(Error::new(Error::TRY_AGAIN, format!("no free {family} address for {}: every address is taken in pool {text}", nic.nic)));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(FULL_TICK) => {}
+                () = turn.abort.wait() => return Err(hung_up()),
+            }
+        }
+    }
+
+    async fn take_from(&self, turn: &Turn<'_>, words: &Words<'_>, pool: &Pool, ask: &Ask<'_>) -> Result<Option<(IpAddr, crate::leases::Taken)>, Error> {
+        let Some(allocatable) = words.view.pools.allocatable(&pool.name) else { return Ok(None) };
+        let map = self.caches.pool_map(&pool.name).await;
+        let free = map.as_deref().map(window);
+        let version = map.as_ref().and_then(|m| m.resource_version());
+        let learned = self.learned(&pool.name, free.as_ref(), version);
+        let found = self.try_window(turn, ask, free.as_ref(), allocatable, &learned).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        // No map, or one that knows of nothing free: one chunk's leases, listed from the API server's cache.
+        let chunks: Vec<IpAddr> = allocatable.chunks().take(ipam::window::MAX_CHUNKS).collect();
+        let Some(base) = (!chunks.is_empty()).then(|| chunks[usize::try_from(random() % chunks.len() as u64).expect("few chunks")]) else {
+            return Ok(None);
+        };
+        let leased = self.leases.of_chunk(&pool.domain, base).await.map_err(|e| lease_error(&e))?;
+        let chunk = Window { chunks: vec![ipam::window::free_of_chunk(allocatable, base, &leased)] };
+        self.try_window(turn, ask, Some(&chunk), allocatable, &Learned::default()).await
+    }
+
+    async fn try_window(
+        &self,
+        turn: &Turn<'_>,
+        ask: &Ask<'_>,
+        window: Option<&Window>,
+        allocatable: &ipam::Ranges,
+        learned: &Learned,
+    ) -> Result<Option<(IpAddr, crate::leases::Taken)>, Error> {
+        let mut picker = Picker::new(window, allocatable, learned);
+        for _ in 0..TRIES {
+            if turn.abort.is_set() {
+                return Err(hung_up());
+            }
+            let Some(ip) = picker.next(&mut random) else { break };
+            match self.leases.take(ask, ip).await.map_err(|e| lease_error(&e))? {
+                Some(lease) => return Ok(Some((ip, lease))),
+                None => self.conflict(ask.pool, ip),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is remembered of a pool, after it was compared with the present map.
+    fn learned(&self, pool: &str, window: Option<&Window>, version: Option<String>) -> Learned {
+        let mut all = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.entry(pool.to_owned()).or_default();
+        if let Some(w) = window.filter(|_| known.map_version != version) {
+            known.learned.window_changed(w);
+            known.map_version = version;
+        }
+        known.learned.clone()
+    }
+
+    fn conflict(&self, pool: &str, ip: IpAddr) {
+        let mut all = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(pool.to_owned()).or_default().learned.conflict(ip);
+    }
+
+    /// The addresses that this NIC's identity had: its SpiderEndpoint is the index, its leases are the truth.
+    async fn addresses_before(&self, identity: &Identity, nic: &str) -> Result<Vec<IpAddr>, Error> {
+        let again = |e: &dyn std::error::Error| Error::new(Error::TRY_AGAIN, crate::cni_server::with_causes(e));
+        if identity.kind == IdentityKind::StatefulSet {
+            let endpoint = self.endpoints.get(&identity.namespace, &identity.name).await.map_err(|e| again(&e))?;
+            let ips = endpoint.and_then(|e| e.status).map(|s| s.current.ips).unwrap_or_default();
+            let mine = ips.iter().filter(|i| i.interface == nic);
+            let found: Vec<IpAddr> = mine
+                .flat_map(|i| [&i.ipv4, &i.ipv6])
+                .flatten()
+                .filter_map(|a| a.split('/').next().and_then(|ip| ip.parse().ok()))
+                .collect();
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        let leases = self.leases.of_identity(identity).await.map_err(|e| again(&e))?;
+        let mine = leases.iter().filter(|l| l.identity.as_ref().is_some_and(|i| i.interface == nic));
+        Ok(mine.filter_map(|l| l.address.parse().ok()).collect())
+    }
+
+    /// Addresses that are asked for by name: `mooring.dev/ips`, else `ips` of the networks annotation.
+    fn wanted(&self, turn: &Turn<'_>, words: &Words<'_>, nic: &NicPools, all: &[NicPools]) -> Result<Vec<WantedIp>, Error> {
+        if let Some(list) = annotations::ips(words.pod.annotations()).map_err(|e| Error::config(format!("annotation {e}")))? {
+            let unnamed = list.iter().any(|n| n.interface.is_none());
+            if unnamed && all.len() > 1 {
+                return Err(Error::config(format!("annotation {}: the pod has {} NICs of pools, so each entry has to name its interface", api::keys::IPS, all.len())));
+            }
+            let mine = list.into_iter().find(|n| n.interface.as_ref().is_none_or(|i| i.as_str() == nic.nic));
+            if let Some(m) = mine {
+                return Ok(m.ips);
+            }
+        }
+        if nic.nic != ifname(turn.request)?.as_str() {
+            return Ok(Vec::new());
+        }
+        let conf = &turn.request.conf;
+        let value = conf.runtime("ips").or_else(|| conf.args_cni("ips"));
+        let items: Vec<&Value> = match value {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(a)) => a.iter().collect(),
+            Some(v @ Value::String(_)) => vec![v],
+            Some(v) => return Err(Error::config(format!("ips {v}: must be a list of addresses"))),
+        };
+        let mut out: Vec<WantedIp> = Vec::new();
+        for item in items {
+            let text = item.as_str().unwrap_or_default();
+            let (ip, len) = text.split_once('/').map_or((text, None), |(ip, len)| (ip, Some(len)));
+            let parsed = ip.parse().ok().and_then(|ip| Some(WantedIp { ip, prefix_len: len.map(|l| l.parse().ok()).map_or(Some(None), |l| l.map(Some))? }));
+            out.push(parsed.ok_or_else(|| Error::config(format!("ips {item}: must be an address, with or without a prefix length")))?);
+        }
+        let ips: Vec<IpAddr> = out.iter().map(|w| w.ip).collect();
+        fixed::one_of_each_family(&ips).map_err(|e| Error::config(e.to_string()))?;
+        Ok(out)
+    }
+}
+
+/// A pod of a StatefulSet by its own name; whoever else asks for addresses by its controller's, so that the next pod of a
+/// Deployment gets them.
+fn identity_of(namespace: &str, pod: &str, controller: Option<Controller<'_>>, nic: &str) -> Identity {
+    let (kind, name) = match controller {
+        Some(c) if c.kind == "StatefulSet" && fixed::ordinal(c.name, pod).is_some() => (IdentityKind::StatefulSet, pod),
+        Some(c) => (IdentityKind::Pod, c.name),
+        None => (IdentityKind::Pod, pod),
+    };
+    Identity { kind, namespace: namespace.to_owned(), name: name.to_owned(), interface: nic.to_owned() }
+}
+
+fn names(choice: PoolChoice) -> FamilyNames {
+    let of = |l: Vec<String>| Some(l).filter(|l| !l.is_empty());
+    FamilyNames { v4: of(choice.ipv4), v6: of(choice.ipv6) }
+}
+
+fn families(nic: &NicPools) -> Vec<(Family, &[String])> {
+    let v4 = nic.v4.as_deref().map(|l| (Family::V4, l));
+    let v6 = nic.v6.as_deref().map(|l| (Family::V6, l));
+    v4.into_iter().chain(v6).collect()
+}
+
+/// `default_ipv4_ippool` and `default_ipv6_ippool` of the network's `ipam`.
+fn conf_pools(request: &Request) -> Result<FamilyNames, Error> {
+    let list = |key: &str| -> Result<Option<Vec<String>>, Error> {
+        let Some(v) = request.conf.ipam.as_ref().and_then(|o| o.get(key)) else { return Ok(None) };
+        match v {
+            Value::Null => Ok(None),
+            Value::Array(a) => {
+                let one = |v: &Value| v.as_str().map(str::to_owned).ok_or_else(|| Error::config(format!("ipam.{key} {v}: must be a pool's name")));
+                let names = a.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+                Ok(Some(names).filter(|n| !n.is_empty()))
+            }
+            v => Err(Error::config(format!("ipam.{key} {v}: must be a list of pools"))),
+        }
+    };
+    Ok(FamilyNames { v4: list("default_ipv4_ippool")?, v6: list("default_ipv6_ippool")? })
+}
+
+fn undone(h: &Held) -> Held {
+    Held { fixed: h.fixed && !h.fresh, ..h.clone() }
+}
+
+/// As an IPAM plugin answers: IPv4 first.
+fn result_of(held: &[Held]) -> AddResult {
+    let mut result = AddResult::default();
+    for v4 in [true, false] {
+        for h in held.iter().filter(|h| h.addr.is_ipv4() == v4) {
+            let gateway = h.gateway.filter(|_| !h.clean_gateway);
+            result.ips.push(cni::Ip { address: h.addr, gateway, interface: None });
+            result.routes.extend(gateway.map(|gw| cni::Route::new(Cidr::default_for(gw), Some(gw))));
+            result.routes.extend(h.routes.iter().map(|(dst, gw)| cni::Route::new(*dst, Some(*gw))));
+        }
+    }
+    result
+}
+
+fn lease_error(e: &LeaseError) -> Error {
+    let code = if e.is_temporary() { Error::TRY_AGAIN } else { Error::CONFLICT };
+    Error::new(code, crate::cni_server::with_causes(e))
+}
+
+/// 64 bits: each `RandomState` has keys of its own, which is random enough to keep nodes apart; the API decides anyway.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,272 @@
+//! A NIC of one of our main plugins: look, plan, note, apply; and back. Does not know what a plan holds.
+
+use cni::{AddResult, Error, Request, Verb};
+use cni_plugin::{attach_of, check_error, error_of, nic_of, result_of};
+use model::RunBy;
+use planner::{Attach, MainPlugin, Nic};
+use plumbing::{ApplyError, Host, HostError, Netns};
+
+use super::foreign::Foreign;
+use super::{Agent, Kind, Turn, call_of, del_request, hung_up, ifname, living_netns, netns_ref, without_prev};
+use crate::cni_server::Runner;
+use crate::journal::{Entry, Key, Role, State, Work};
+
+/// A plugin's checked configuration, with its access VLAN for the SpiderEndpoint.
+struct Plugin {
+    main: Box<dyn MainPlugin>,
+    vlan: Option<u16>,
+}
+
+impl<H: Host + 'static> Agent<H> {
+    pub(crate) async fn nic_add<R: Runner>(&self, turn: Turn<'_>, runner: &mut R) -> Result<AddResult, Error> {
+        let request = turn.request;
+        let name = ifname(request)?;
+        let key = Key::new(&request.container_id, name.as_str(), Role::Main);
+        if let Some(e) = self.journal.get(&key) {
+            if e.state == State::Added {
+                return Err(Error::new(Error::CONFLICT, format!("interface {name} of this container was added already, DEL has to come first")));
+            }
+            // An earlier ADD whose undoing was not finished.
+            self.take_away(&e, runner).await?;
+        }
+        let netns = turn.netns.ok_or_else(|| Error::env("CNI_NETNS: its descriptor did not come with the call"))?;
+        let plugin = plugin_of(request)?;
+        let bare = attach_of(request, Nic::default(), RunBy::Agent)?;
+        let seen = self.host.observe(Some(netns), &plugin.main.scope(&bare)).await.map_err(|e| host_error(&e))?;
+        // What is wrong without an address is wrong with one: refused before one is taken.
+        plugin.main.plan_add(&bare, &seen).map_err(|r| error_of(&r))?;
+        let mut known = turn.known.clone();
+        if request.conf.ipam_type() == Some("spiderpool") {
+            known.pod = self.pod_of(&turn).await?;
+        }
+        let turn = Turn { known: &known, ..turn };
+        let mut entry = Entry {
+            key,
+            state: State::Adding,
+            pod: request.pod(),
+            netns: Some(netns_ref(netns, request.netns.as_deref())),
+            network: request.conf.name.clone(),
+            work: Work::Main(call_of(request)),
+        };
+        let ipam = self.ipam(&turn, &entry, runner).await?;
+        let made = self.make(&turn, &plugin, netns, &mut entry, ipam.as_ref()).await;
+        match made {
+            Ok(result) => {
+                if let Some(pod) = &known.pod {
+                    self.publish(pod, &request.container_id).await;
+                }
+                Ok(result)
+            }
+            Err(e) => {
+                self.unmake(&turn, &plugin, &entry, runner).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// The addresses, of whichever IPAM. After an error nothing is held.
+    async fn ipam<R: Runner>(&self, turn: &Turn<'_>, entry: &Entry, runner: &mut R) -> Result<Option<AddResult>, Error> {
+        let request = turn.request;
+        match request.conf.ipam_type() {
+            None => Ok(None),
+            Some("spiderpool") => self.addresses_add(turn).await.map(Some),
+            Some(_) => {
+                // Noted first: whatever becomes of us, a DEL will reach the plugin.
+                self.write(entry.clone())?;
+                let given = self.exec_ipam(request, Verb::Add, runner).await;
+                let given = given.and_then(|r| r.filter(|r| !r.ips.is_empty()).ok_or_else(|| Error::new(Error::DELEGATE, "the ipam plugin gave no address")));
+                if given.is_err() {
+                    self.end_ipam(request, entry, runner).await;
+                }
+                given.map(Some)
+            }
+        }
+    }
+
+    async fn make(&self, turn: &Turn<'_>, plugin: &Plugin, netns: &Netns, entry: &mut Entry, ipam: Option<&AddResult>) -> Result<AddResult, Error> {
+        let request = turn.request;
+        let nic = ipam.map(nic_of).unwrap_or_default();
+        let mut attach = attach_of(request, nic, RunBy::Agent)?;
+        if let (None, Some(conf)) = (attach.mac, &turn.known.coordinator) {
+            let settings = self.coordinator_settings(conf, turn.known.pod.as_deref())?;
+            attach.mac = planner::coordinate::pod_mac(&settings, &attach.nic);
+        }
+        let seen = self.host.observe(Some(netns), &plugin.main.scope(&attach)).await.map_err(|e| host_error(&e))?;
+        let plan = plugin.main.plan_add(&attach, &seen).map_err(|r| error_of(&r))?;
+        if turn.abort.is_set() {
+            return Err(hung_up());
+        }
+        if let Work::Main(c) = &mut entry.work {
+            c.vlan = plugin.vlan;
+            c.mac = plugin.main.mac(&attach).map(|m| m.to_string());
+        }
+        self.write(entry.clone())?;
+        tracing::debug!(container = request.container_id, ifname = %attach.ifname, %plan, "add");
+        self.host.apply(Some(netns), &plan).await.map_err(|e| apply_error(&e))?;
+        let result = result_of(&attach, &plan, request, ipam)?;
+        entry.state = State::Added;
+        self.write(entry.clone())?;
+        Ok(result)
+    }
+
+    /// After a failed `make`: what `apply` could not undo, and the addresses. What is left stays noted for DEL.
+    async fn unmake<R: Runner>(&self, turn: &Turn<'_>, plugin: &Plugin, entry: &Entry, runner: &mut R) {
+        let gone = match attach_of(turn.request, Nic::default(), RunBy::Agent) {
+            Ok(attach) => self.remove(&plugin.main, &attach, turn.netns).await,
+            Err(e) => Err(e),
+        };
+        if let Err(error) = &gone {
+            tracing::warn!(container = entry.key.container_id, ifname = entry.key.ifname, %error, "failed to take back a nic, DEL or the next start will");
+            self.note_deleting(entry);
+            return;
+        }
+        if turn.request.conf.ipam_type() == Some("spiderpool") {
+            if let Err(error) = self.addresses_undo(&entry.key.container_id, &entry.key.ifname).await {
+                tracing::warn!(container = entry.key.container_id, %error, "failed to give addresses back");
+            }
+            self.forget(&entry.key);
+        } else {
+            self.end_ipam(turn.request, entry, runner).await;
+        }
+    }
+
+    /// Lets a foreign IPAM plugin take its addresses back and strikes the entry, or keeps it for the runtime's DEL.
+    async fn end_ipam<R: Runner>(&self, request: &Request, entry: &Entry, runner: &mut R) {
+        let done = if request.conf.ipam_type().is_some() { self.exec_ipam(request, Verb::Del, runner).await.map(|_| ()) } else { Ok(()) };
+        match done {
+            Ok(()) => self.forget(&entry.key),
+            Err(error) => {
+                tracing::warn!(container = entry.key.container_id, ifname = entry.key.ifname, %error, "the ipam plugin did not take its address back, DEL will ask again");
+                self.note_deleting(entry);
+            }
+        }
+    }
+
+    fn note_deleting(&self, entry: &Entry) {
+        let noted = self.write(Entry { state: State::Deleting, ..entry.clone() });
+        if let Err(error) = noted {
+            tracing::warn!(%error, "failed to note what is left of a failed add");
+        }
+    }
+
+    async fn exec_ipam<R: Runner>(&self, request: &Request, verb: Verb, runner: &mut R) -> Result<Option<AddResult>, Error> {
+        let plugin = request.conf.ipam_type().unwrap_or_default().to_owned();
+        let foreign = Foreign {
+            plugin: &plugin,
+            verb,
+            container_id: &request.container_id,
+            netns: request.netns.as_deref(),
+            ifname: ifname(request)?.as_str(),
+            args: &request.raw_args,
+            path: &request.path,
+            conf: if verb == Verb::Check { serde_json::Value::Object(request.conf.raw().clone()) } else { without_prev(request) },
+        };
+        self.exec(foreign, runner).await
+    }
+
+    pub(crate) async fn nic_del<R: Runner>(&self, turn: Turn<'_>, runner: &mut R) -> Result<(), Error> {
+        let name = ifname(turn.request)?;
+        let key = Key::new(&turn.request.container_id, name.as_str(), Role::Main);
+        let entry = self.journal.get(&key);
+        // The recorded configuration is the one that it was made by; the runtime's may have been edited since.
+        let recorded = match &entry {
+            Some(e @ Entry { work: Work::Main(c), .. }) => Some(del_request(e, &c.conf, &c.args, if turn.request.path.is_empty() { &c.path } else { &turn.request.path })?),
+            _ => None,
+        };
+        let request = recorded.as_ref().unwrap_or(turn.request);
+        if let Some(e) = &entry {
+            self.write(Entry { state: State::Deleting, ..e.clone() })?;
+        }
+        let reopened = match (turn.netns, &entry) {
+            (None, Some(e)) => living_netns(e),
+            _ => None,
+        };
+        // Another namespace at the same path is not the one that ADD saw.
+        let same = |n: &&Netns| entry.as_ref().and_then(|e| e.netns.as_ref()).is_none_or(|noted| n.id().ino == noted.ino && n.id().dev == noted.dev);
+        let netns = turn.netns.filter(same).or(reopened.as_ref());
+        let plugin = plugin_of(request)?;
+        let attach = attach_of(request, Nic::default(), RunBy::Agent)?;
+        self.remove(&plugin.main, &attach, netns).await?;
+        match request.conf.ipam_type() {
+            None => {}
+            // The address last: it is never free while its port lives.
+            Some("spiderpool") => self.addresses_del(&request.container_id, name.as_str()).await?,
+            Some(_) => {
+                self.exec_ipam(request, Verb::Del, runner).await?;
+            }
+        }
+        self.forget(&key);
+        Ok(())
+    }
+
+    async fn remove(&self, plugin: &Box<dyn MainPlugin>, attach: &Attach, netns: Option<&Netns>) -> Result<(), Error> {
+        let seen = self.host.observe(netns, &plugin.scope(attach)).await.map_err(|e| host_error(&e))?;
+        let plan = plugin.plan_del(attach, &seen);
+        self.host.apply(netns, &plan).await.map_err(|e| apply_error(&e))
+    }
+
+    pub(crate) async fn nic_check<R: Runner>(&self, turn: Turn<'_>, runner: &mut R) -> Result<(), Error> {
+        let request = turn.request;
+        let name = ifname(request)?;
+        let plugin = plugin_of(request)?;
+        let mut attach = attach_of(request, cni_plugin::attach::nic_of_prev(request), RunBy::Agent)?;
+        // A chained plugin may have changed it; the result says what it is.
+        let prev = request.conf.prev_result.as_ref().and_then(|r| r.pod_interface(name.as_str())).and_then(|(_, i)| i.mac.parse().ok());
+        attach.mac = prev.or(attach.mac);
+        match request.conf.ipam_type() {
+            None => {}
+            Some("spiderpool") => self.addresses_check(request)?,
+            Some(_) => {
+                self.exec_ipam(request, Verb::Check, runner).await?;
+            }
+        }
+        let seen = self.host.observe(turn.netns, &plugin.main.scope(&attach)).await.map_err(|e| host_error(&e))?;
+        plugin.main.check(&attach, &seen).map_err(|r| check_error(&r))
+    }
+}
+
+fn plugin_of(request: &Request) -> Result<Plugin, Error> {
+    match Kind::of_call(request) {
+        Some(Kind::Macvlan) => {
+            let conf = cni_macvlan::Conf::parse(request).map_err(|r| error_of(&r))?;
+            Ok(Plugin { main: Box::new(conf), vlan: None })
+        }
+        Some(Kind::Ovs) => {
+            let flat = flat_file(request)?;
+            let conf = cni_ovs::Conf::parse(request, flat.as_deref()).map_err(|r| error_of(&r))?;
+            if let Some(tag) = conf.dropped_vlan {
+                tracing::warn!(network = request.conf.name, vlan = tag.get(), "vlan has no effect beside trunk, as in ovs-cni");
+            }
+            let vlan = match &conf.vlans {
+                cni_ovs::Vlans::Access(tag) => Some(tag.get()),
+                cni_ovs::Vlans::Trunk(_) => None,
+            };
+            Ok(Plugin { main: Box::new(conf), vlan })
+        }
+        _ => Err(Error::config(format!("type {:?}: is no main plugin of ours", request.conf.kind))),
+    }
+}
+
+/// ovs-cni's flat file, where there is one: a few hundred bytes on the node's disk.
+fn flat_file(request: &Request) -> Result<Option<String>, Error> {
+    let files = match cni_ovs::Conf::flat_file_of(request) {
+        Ok(f) => f,
+        // DEL refuses nothing.
+        Err(_) if request.verb == Verb::Del => return Ok(None),
+        Err(r) => return Err(error_of(&r)),
+    };
+    Ok(files.iter().find_map(|f| std::fs::read_to_string(f).ok()))
+}
+
+pub(crate) fn host_error(e: &HostError) -> Error {
+    let code = match e {
+        HostError::Ovs { .. } => Error::TRY_AGAIN,
+        _ => Error::IO_FAILURE,
+    };
+    Error::new(code, crate::cni_server::with_causes(e))
+}
+
+pub(crate) fn apply_error(e: &ApplyError) -> Error {
+    let code = if matches!(e.reason(), "OpenVSwitchDown" | "Changed") { Error::TRY_AGAIN } else { Error::APPLY };
+    Error::new(code, e.to_string())
+}

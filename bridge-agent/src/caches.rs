@@ -1,0 +1,420 @@
+//! What the agent knows of the API without asking: its node's pods, networks, pools, reserved addresses, coordinators,
+//! namespaces, its NodeNetwork, and the maps of the pools that it uses. Every list and watch starts from the API server's
+//! cache; no lease is watched. Does not know what anything of it is for.
+//!
+//! Tasks: one for each watch, started here, ended by the shutdown; each only feeds a store, so that cancelling is safe.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::{NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderReservedIP};
+use futures_util::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Resource};
+use model::PodRef;
+use runtime::Shutdown;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+/// All agents of a cluster may start at once (a roll-out): their first lists are spread over this time.
+const START_JITTER: Duration = Duration::from_millis(500);
+/// How long an ADD waits for the pod to appear in the watch before it asks the API server: the scheduler's binding reaches
+/// kubelet and us by two watches, which differ by milliseconds; Multus waits 2.5 s for the same.
+const POD_WAIT: Duration = Duration::from_secs(2);
+/// How long an ADD waits for the first lists after the agent's start; longer and the runtime's own retry is the better one.
+const READY_WAIT: Duration = Duration::from_secs(10);
+/// How long the first user of a pool waits for its map; without one there are random tries, which always work.
+const MAP_WAIT: Duration = Duration::from_millis(500);
+/// A GET that has no answer by then will hardly have one within the time that the CNI call has left.
+const GET_WAIT: Duration = Duration::from_secs(10);
+
+/// The part of a Pod that attaching needs: 1 KiB where the whole has 5 to 20.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Pod {
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: PodSpec,
+    #[serde(default)]
+    pub status: PodStatus,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpec {
+    #[serde(default)]
+    pub node_name: Option<String>,
+    #[serde(default)]
+    pub restart_policy: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PodStatus {
+    #[serde(default)]
+    pub phase: Option<String>,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The part of a Namespace that choosing a pool needs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Namespace {
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+}
+
+macro_rules! core_kind {
+    ($t:ty, $kind:literal, $plural:literal, $scope:ty) => {
+        impl Resource for $t {
+            type DynamicType = ();
+            type Scope = $scope;
+            fn kind(_: &()) -> Cow<'_, str> {
+                $kind.into()
+            }
+            fn group(_: &()) -> Cow<'_, str> {
+                "".into()
+            }
+            fn version(_: &()) -> Cow<'_, str> {
+                "v1".into()
+            }
+            fn plural(_: &()) -> Cow<'_, str> {
+                $plural.into()
+            }
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+core_kind!(Pod, "Pod", "pods", kube::core::NamespaceResourceScope);
+core_kind!(Namespace, "Namespace", "namespaces", kube::core::ClusterResourceScope);
+
+impl Pod {
+    pub fn annotations(&self) -> &std::collections::BTreeMap<String, String> {
+        static NONE: std::sync::LazyLock<std::collections::BTreeMap<String, String>> = std::sync::LazyLock::new(Default::default);
+        self.metadata.annotations.as_ref().unwrap_or(&NONE)
+    }
+
+    pub fn reference(&self) -> PodRef {
+        PodRef {
+            namespace: self.metadata.namespace.clone().unwrap_or_default(),
+            name: self.metadata.name.clone().unwrap_or_default(),
+            uid: self.metadata.uid.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The owner that controls it.
+    pub fn controller(&self) -> Option<&OwnerReference> {
+        self.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+    }
+
+    /// Whether this is the pod of that UID. The runtime calls a static pod by the hash of its file, which its mirror in the
+    /// API has as an annotation.
+    fn is(&self, uid: &str) -> bool {
+        let hash = |key: &str| self.annotations().get(key).map(String::as_str);
+        uid.is_empty()
+            || self.metadata.uid.as_deref() == Some(uid)
+            || hash("kubernetes.io/config.hash") == Some(uid)
+            || hash("kubernetes.io/config.mirror") == Some(uid)
+    }
+
+    /// Why it gets no network any more.
+    fn finished(&self) -> Option<String> {
+        if self.metadata.deletion_timestamp.is_some() {
+            return Some("is being deleted".to_owned());
+        }
+        let always = self.spec.restart_policy.as_deref().unwrap_or("Always") == "Always";
+        let never = self.spec.restart_policy.as_deref() == Some("Never");
+        match (self.status.phase.as_deref(), self.status.reason.as_deref()) {
+            (_, Some("Evicted")) => Some("is evicted".to_owned()),
+            (Some("Succeeded"), _) if !always => Some("has finished (phase Succeeded)".to_owned()),
+            (Some("Failed"), _) if never => Some("has finished (phase Failed)".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    #[error("pod {0} is not there")]
+    Absent(PodRef),
+    #[error("pod {pod} has uid {found}, the runtime asks for {asked}: it was made anew meanwhile", asked = .pod.uid)]
+    Replaced { pod: PodRef, found: String },
+    #[error("pod {0} {1}")]
+    Finished(PodRef, String),
+    #[error("failed to read pod {0}")]
+    Get(PodRef, #[source] kube::Error),
+    #[error("no answer about pod {0} within {secs} s", secs = GET_WAIT.as_secs())]
+    Timeout(PodRef),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error("the first list of {0} from the api server is not there yet")]
+    NotReady(&'static str),
+}
+
+/// All stores. Cheap to clone.
+#[derive(Clone)]
+pub struct Caches {
+    client: Client,
+    shutdown: Shutdown,
+    pods: Store<Pod>,
+    pods_changed: watch::Receiver<u64>,
+    namespaces: Store<Namespace>,
+    nads: Store<NetworkAttachmentDefinition>,
+    pools: Store<SpiderIPPool>,
+    reserved: Store<SpiderReservedIP>,
+    coordinators: Store<SpiderCoordinator>,
+    node_network: Store<NodeNetwork>,
+    node_network_changed: watch::Receiver<u64>,
+    node: Arc<str>,
+    maps: Arc<Mutex<HashMap<String, MapWatch>>>,
+}
+
+impl Debug for Caches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Caches").field("node", &self.node).field("pods", &self.pods.len()).finish_non_exhaustive()
+    }
+}
+
+struct MapWatch {
+    rx: watch::Receiver<Option<Option<Arc<PoolMap>>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Caches {
+    /// Starts all watches. Needs a running tokio runtime.
+    pub fn start(client: &Client, node: &str, shutdown: &Shutdown) -> Self {
+        let any = || watcher::Config::default().any_semantic();
+        let (pods, pods_changed) = follow::<Pod>(Api::all(client.clone()), any().fields(&format!("spec.nodeName={node}")), shutdown);
+        let (namespaces, _) = follow(Api::all(client.clone()), any(), shutdown);
+        let (nads, _) = follow(Api::all(client.clone()), any(), shutdown);
+        let (pools, _) = follow(Api::all(client.clone()), any(), shutdown);
+        let (reserved, _) = follow(Api::all(client.clone()), any(), shutdown);
+        let (coordinators, _) = follow(Api::all(client.clone()), any(), shutdown);
+        let (node_network, node_network_changed) = follow(Api::all(client.clone()), any().fields(&format!("metadata.name={node}")), shutdown);
+        Self {
+            client: client.clone(),
+            shutdown: shutdown.clone(),
+            pods,
+            pods_changed,
+            namespaces,
+            nads,
+            pools,
+            reserved,
+            coordinators,
+            node_network,
+            node_network_changed,
+            node: node.into(),
+            maps: Arc::default(),
+        }
+    }
+
+    /// Returns when everything that choosing an address looks at has been listed once.
+    pub async fn ready_for_addresses(&self) -> Result<(), CacheError> {
+        ready(&self.pools, "SpiderIPPools").await?;
+        ready(&self.reserved, "SpiderReservedIPs").await?;
+        ready(&self.namespaces, "Namespaces").await
+    }
+
+    pub async fn ready_for_networks(&self) -> Result<(), CacheError> {
+        ready(&self.nads, "NetworkAttachmentDefinitions").await
+    }
+
+    pub async fn ready_for_coordinator(&self) -> Result<(), CacheError> {
+        ready(&self.coordinators, "SpiderCoordinators").await
+    }
+
+    /// The pod of a CNI call: from the watch, else after a bounded wait from the API server.
+    pub async fn pod(&self, want: &PodRef) -> Result<Arc<Pod>, PodError> {
+        let key = ObjectRef::<Pod>::new(&want.name).within(&want.namespace);
+        let mut changed = self.pods_changed.clone();
+        let seen = async {
+            loop {
+                changed.borrow_and_update();
+                if let Some(p) = self.pods.get(&key).filter(|p| p.is(&want.uid)) {
+                    return p;
+                }
+                if changed.changed().await.is_err() {
+                    // The watch has ended with the process's shutdown.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let pod = match tokio::time::timeout(POD_WAIT, seen).await {
+            Ok(p) => p,
+            Err(_) => {
+                let pods: Api<Pod> = Api::namespaced(self.client.clone(), &want.namespace);
+                let got = tokio::time::timeout(GET_WAIT, pods.get_opt(&want.name)).await;
+                let got = got.map_err(|_| PodError::Timeout(want.clone()))?.map_err(|e| PodError::Get(want.clone(), e))?;
+                Arc::new(got.ok_or_else(|| PodError::Absent(want.clone()))?)
+            }
+        };
+        if !pod.is(&want.uid) {
+            return Err(PodError::Replaced { pod: want.clone(), found: pod.metadata.uid.clone().unwrap_or_default() });
+        }
+        match pod.finished() {
+            Some(why) => Err(PodError::Finished(want.clone(), why)),
+            None => Ok(pod),
+        }
+    }
+
+    /// As the watch has it, whatever its state.
+    pub fn pod_now(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
+        self.namespaces.get(&ObjectRef::new(name))
+    }
+
+    pub fn nad(&self, namespace: &str, name: &str) -> Option<Arc<NetworkAttachmentDefinition>> {
+        self.nads.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    pub fn pools(&self) -> Vec<Arc<SpiderIPPool>> {
+        self.pools.state()
+    }
+
+    pub fn reserved(&self) -> Vec<Arc<SpiderReservedIP>> {
+        self.reserved.state()
+    }
+
+    pub fn coordinator(&self, name: &str) -> Option<Arc<SpiderCoordinator>> {
+        self.coordinators.get(&ObjectRef::new(name))
+    }
+
+    pub fn node_network(&self) -> Option<Arc<NodeNetwork>> {
+        self.node_network.get(&ObjectRef::new(&self.node))
+    }
+
+    /// Marked whenever the NodeNetwork may have changed.
+    pub fn node_network_changed(&self) -> watch::Receiver<u64> {
+        self.node_network_changed.clone()
+    }
+
+    /// Whether the first list of the NodeNetwork is there: before it, absence says nothing.
+    pub async fn ready_for_node(&self) {
+        // An error means that the watch has ended, which it does at shutdown only.
+        let _ = self.node_network.wait_until_ready().await;
+    }
+
+    /// The map of a pool. The first call for a pool starts a watch by name and waits a moment for it.
+    pub async fn pool_map(&self, pool: &str) -> Option<Arc<PoolMap>> {
+        let mut rx = self.map_watch(pool);
+        let first = rx.wait_for(Option::is_some);
+        match tokio::time::timeout(MAP_WAIT, first).await {
+            Ok(Ok(v)) => v.clone().flatten(),
+            _ => None,
+        }
+    }
+
+    fn map_watch(&self, pool: &str) -> watch::Receiver<Option<Option<Arc<PoolMap>>>> {
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(w) = maps.get(pool) {
+            return w.rx.clone();
+        }
+        // As many watches as there are pools in use: those of deleted pools end when a new one begins.
+        maps.retain(|name, w| {
+            let lives = self.pools.get(&ObjectRef::new(name)).is_some();
+            if !lives {
+                w.task.abort();
+            }
+            lives
+        });
+        let (tx, rx) = watch::channel(None);
+        let api: Api<PoolMap> = Api::all(self.client.clone());
+        let config = watcher::Config::default().any_semantic().fields(&format!("metadata.name={pool}"));
+        let shutdown = self.shutdown.clone();
+        let name = pool.to_owned();
+        let task = tokio::spawn(async move {
+            let mut events = Box::pin(watcher(api, config).default_backoff());
+            let mut seen = false;
+            loop {
+                let event = tokio::select! {
+                    () = shutdown.wait() => return,
+                    e = events.next() => e,
+                };
+                match event {
+                    Some(Ok(watcher::Event::Apply(m) | watcher::Event::InitApply(m))) => {
+                        seen = true;
+                        tx.send_replace(Some(Some(Arc::new(m))));
+                    }
+                    Some(Ok(watcher::Event::Delete(_))) => {
+                        tx.send_replace(Some(None));
+                    }
+                    Some(Ok(watcher::Event::Init)) => seen = false,
+                    Some(Ok(watcher::Event::InitDone)) => {
+                        if !seen {
+                            tx.send_replace(Some(None));
+                        }
+                    }
+                    Some(Err(e)) => tracing::warn!(kind = "PoolMap", name, error = %e, "watch failed, will retry"),
+                    None => return,
+                }
+            }
+        });
+        maps.insert(pool.to_owned(), MapWatch { rx: rx.clone(), task });
+        rx
+    }
+}
+
+async fn ready<K>(store: &Store<K>, what: &'static str) -> Result<(), CacheError>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    match tokio::time::timeout(READY_WAIT, store.wait_until_ready()).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(CacheError::NotReady(what)),
+    }
+}
+
+/// Starts one watch; the counter goes up with every event.
+fn follow<K>(api: Api<K>, config: watcher::Config, shutdown: &Shutdown) -> (Store<K>, watch::Receiver<u64>)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let (store, mut writer) = reflector::store();
+    let (tx, rx) = watch::channel(0);
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        let spread = START_JITTER.mul_f64(unit_random());
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = tokio::time::sleep(spread) => {}
+        }
+        let strip = |o: &mut K| o.meta_mut().managed_fields = None;
+        let mut events = Box::pin(watcher(api, config).default_backoff().modify(strip));
+        loop {
+            let event = tokio::select! {
+                () = shutdown.wait() => return,
+                e = events.next() => e,
+            };
+            match event {
+                Some(Ok(e)) => {
+                    writer.apply_watcher_event(&e);
+                    tx.send_modify(|n| *n += 1);
+                }
+                Some(Err(e)) => tracing::warn!(kind = %K::kind(&()), error = %e, "watch failed, will retry"),
+                None => return,
+            }
+        }
+    });
+    (store, rx)
+}
+
+/// Evenly in [0, 1): each `RandomState` has keys of its own.
+fn unit_random() -> f64 {
+    (std::collections::hash_map::RandomState::new().build_hasher().finish() >> 11) as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,3 @@
+//! mooring-agent.
+
+fn main() {}
