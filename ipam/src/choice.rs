@@ -133,7 +133,9 @@ pub enum ChoiceError {
     InterfaceTwice(String),
     #[error("annotation ipam.spidernet.io/ippools: interface {0:?} is not a NIC of the pod, it has {1}")]
     NoSuchNic(String, String),
-    #[error("annotation ipam.spidernet.io/ippools: {0} entries for {1} NICs ({2}), they go by position where they name no interface")]
+    #[error(
+        "annotation ipam.spidernet.io/ippools: {0} entries for {1} NICs ({2}), they go by position where they name no interface"
+    )]
     TooMany(usize, usize, String),
     #[error("annotation ipam.spidernet.io/ippools: no entry for {0}")]
     CurrentAbsent(String),
@@ -203,7 +205,14 @@ fn per_nic(pools: &Pools, ask: &Ask<'_>, entries: &[NicEntry]) -> Result<Choices
     Ok(out)
 }
 
-fn for_nic(pools: &Pools, ask: &Ask<'_>, nic: &str, source: Source, names: &FamilyNames, clean_gateway: bool) -> Result<NicPools, ChoiceError> {
+fn for_nic(
+    pools: &Pools,
+    ask: &Ask<'_>,
+    nic: &str,
+    source: Source,
+    names: &FamilyNames,
+    clean_gateway: bool,
+) -> Result<NicPools, ChoiceError> {
     if Family::BOTH.iter().all(|f| names.of(*f).is_none_or(Vec::is_empty)) {
         return Err(ChoiceError::Empty(source, nic.to_owned()));
     }
@@ -284,7 +293,11 @@ fn reject(pools: &Pools, pool: &Pool, family: Family, ask: &Ask<'_>, nic: &str, 
         return Some(format!("spec.nodeName does not list node {}, only {}", ask.node, names(&pool.node_names)));
     }
     if !pool.namespace_names.is_empty() && !pool.namespace_names.iter().any(|n| n == ask.namespace) {
-        return Some(format!("spec.namespaceName does not list namespace {}, only {}", ask.namespace, names(&pool.namespace_names)));
+        return Some(format!(
+            "spec.namespaceName does not list namespace {}, only {}",
+            ask.namespace,
+            names(&pool.namespace_names)
+        ));
     }
     if !pool.multus_names.is_empty() {
         let Some(network) = network else {

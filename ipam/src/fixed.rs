@@ -14,7 +14,13 @@ impl Identity {
     /// A pod of a StatefulSet is the same one again when it comes back under its name; a pod that asks for addresses by
     /// itself (`mooring.dev/ips`, or `ips` of the networks annotation) keeps them for whatever controls it, so that the
     /// next pod of a Deployment gets them; without a controller, for its own name. None: any address will do.
-    pub fn of_pod(namespace: &str, pod: &str, controller: Option<Controller<'_>>, nic: &str, asks_for_ips: bool) -> Option<Identity> {
+    pub fn of_pod(
+        namespace: &str,
+        pod: &str,
+        controller: Option<Controller<'_>>,
+        nic: &str,
+        asks_for_ips: bool,
+    ) -> Option<Identity> {
         let of = |kind: &str, name: &str| Some(Identity(format!("{kind}/{namespace}/{name}/{nic}")));
         match controller {
             Some(c) if c.kind == "StatefulSet" && ordinal(c.name, pod).is_some() => of("StatefulSet", pod),
@@ -76,7 +82,10 @@ pub struct Holder {
 
 impl Holder {
     fn same_nic_of_pod(&self, other: &Holder) -> bool {
-        self.namespace == other.namespace && self.pod == other.pod && self.nic == other.nic && (self.uid == other.uid || self.uid.is_empty() || other.uid.is_empty())
+        self.namespace == other.namespace
+            && self.pod == other.pod
+            && self.nic == other.nic
+            && (self.uid == other.uid || self.uid.is_empty() || other.uid.is_empty())
     }
 }
 
@@ -114,9 +123,14 @@ pub enum Decision {
     /// One guarded update makes it ours.
     Take,
     /// The former holder still has it: watch this lease by name for at most 5 s, then fail with error 11 and this text.
-    WaitFor { holder: Holder, node: String },
+    WaitFor {
+        holder: Holder,
+        node: String,
+    },
     /// A spare of another node: set `wanted`, then watch as above.
-    Recall { node: String },
+    Recall {
+        node: String,
+    },
     Refuse(String),
 }
 
@@ -129,7 +143,8 @@ pub fn decide(lease: Option<&Lease>, me: &Me) -> Decision {
     let my_identity = lease.identity.is_some() && lease.identity == me.identity;
     match &lease.holder {
         Some(h) if h.same_nic_of_pod(&me.holder) && on_my_node => {
-            let same = *h == me.holder && lease.agent_id.as_deref() == Some(me.agent_id.as_str()) && lease.identity == me.identity;
+            let same =
+                *h == me.holder && lease.agent_id.as_deref() == Some(me.agent_id.as_str()) && lease.identity == me.identity;
             if same { Decision::Mine } else { Decision::Take }
         }
         Some(h) if my_identity || h.same_nic_of_pod(&me.holder) => Decision::WaitFor { holder: h.clone(), node },
@@ -153,7 +168,12 @@ pub enum RequestError {
 }
 
 /// The pool of the given ones (in order) that may give this address; `prefix_len` where the request names one.
-pub fn check_request<'a>(pools: &'a Pools, names: &[String], ip: IpAddr, prefix_len: Option<u8>) -> Result<&'a Pool, RequestError> {
+pub fn check_request<'a>(
+    pools: &'a Pools,
+    names: &[String],
+    ip: IpAddr,
+    prefix_len: Option<u8>,
+) -> Result<&'a Pool, RequestError> {
     let mut why = Vec::new();
     for name in names {
         let Some(pool) = pools.get(name) else { continue };

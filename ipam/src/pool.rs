@@ -100,7 +100,9 @@ impl Pool {
         let parse = |field, entries: &[String]| {
             let mut all = Ranges::empty(family);
             for (i, e) in entries.iter().enumerate() {
-                all = all.union(&Ranges::parse(std::slice::from_ref(e), family, Some(&subnet)).map_err(|e| PoolError::Range(field, i, e))?);
+                all = all.union(
+                    &Ranges::parse(std::slice::from_ref(e), family, Some(&subnet)).map_err(|e| PoolError::Range(field, i, e))?,
+                );
             }
             Ok::<_, PoolError>(all)
         };

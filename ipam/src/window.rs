@@ -124,7 +124,7 @@ impl<'a> Picker<'a> {
     /// `random` gives 64 random bits a call.
     pub fn next(&mut self, random: &mut dyn FnMut() -> u64) -> Option<IpAddr> {
         let found = match self.window {
-            Some(w) => self.from_window(w, random(), false).or_else(|| self.from_window(w, random(), true)),
+            Some(w) => self.in_window(w, random(), false).or_else(|| self.in_window(w, random(), true)),
             None => self.blind(random),
         };
         self.tried.extend(found);
@@ -132,11 +132,12 @@ impl<'a> Picker<'a> {
     }
 
     /// From a random place on, around the window: the first bit that will do.
-    fn from_window(&self, window: &Window, random: u64, learned: bool) -> Option<IpAddr> {
+    fn in_window(&self, window: &Window, random: u64, learned: bool) -> Option<IpAddr> {
         let total = window.chunks.len() * 256;
         let start = usize::try_from(random % (total.max(1) as u64)).expect("below 64 x 256");
         // A window that was published before a range was cut must not bring the cut part back.
-        let fits = |ip: IpAddr| !self.tried.contains(&ip) && self.learned.contains(ip) == learned && self.allocatable.contains(ip);
+        let fits =
+            |ip: IpAddr| !self.tried.contains(&ip) && self.learned.contains(ip) == learned && self.allocatable.contains(ip);
         (0..total).map(|k| (start + k) % total).find_map(|k| {
             let chunk = &window.chunks[k / 256];
             let i = (k % 256) as u8;

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use ipam::choice::glob;
 use ipam::fixed::{Controller, one_of_each_family, ordinal};
-use ipam::{Ask, Decision, Family, FamilyNames, Holder, Identity, Lease, Me, NicEntry, NicOfPod, NicPools, Pool, PoolSpec, Pools, Ranges, Sources, check_request, choose, decide};
+use ipam::{
+    Ask, Decision, Family, FamilyNames, Holder, Identity, Lease, Me, NicEntry, NicOfPod, NicPools, Pool, PoolSpec, Pools, Ranges,
+    Sources, check_request, choose, decide,
+};
 use proptest::prelude::*;
 
 fn ip(s: &str) -> IpAddr {
@@ -37,7 +40,10 @@ fn names(v4: &[&str], v6: &[&str]) -> FamilyNames {
 }
 
 fn nics() -> Vec<NicOfPod> {
-    vec![NicOfPod { name: "eth0".into(), network: None }, NicOfPod { name: "net1".into(), network: Some("kube-system/ovs-conf".into()) }]
+    vec![
+        NicOfPod { name: "eth0".into(), network: None },
+        NicOfPod { name: "net1".into(), network: Some("kube-system/ovs-conf".into()) },
+    ]
 }
 
 fn ask(pools: &Pools, current: &str, sources: &Sources) -> Result<Vec<NicPools>, String> {
@@ -48,7 +54,12 @@ fn ask(pools: &Pools, current: &str, sources: &Sources) -> Result<Vec<NicPools>,
 
 #[test]
 fn a_pool_gives_out_its_ranges_less_what_no_nic_can_have() {
-    let p = Pool::parse(PoolSpec { exclude_ips: strings(&["10.6.0.5-10.6.0.6"]), gateway: Some("10.6.0.5".into()), ..spec("a", "10.6.0.0/24", &["10.6.0.0-10.6.0.9", "10.6.0.250-10.6.0.255"]) }).unwrap();
+    let p = Pool::parse(PoolSpec {
+        exclude_ips: strings(&["10.6.0.5-10.6.0.6"]),
+        gateway: Some("10.6.0.5".into()),
+        ..spec("a", "10.6.0.0/24", &["10.6.0.0-10.6.0.9", "10.6.0.250-10.6.0.255"])
+    })
+    .unwrap();
     assert_eq!(p.ranges.to_string(), "10.6.0.1-10.6.0.4,10.6.0.7-10.6.0.9,10.6.0.250-10.6.0.254");
     let p6 = Pool::parse(spec("b", "fd00::/64", &["fd00::-fd00::2"])).unwrap();
     assert_eq!(p6.ranges.to_string(), "fd00::1-fd00::2");
@@ -61,15 +72,39 @@ fn a_wrong_pool_is_refused_with_field_value_and_rule() {
     let err = |s: PoolSpec| Pool::parse(s).unwrap_err().to_string();
     assert_eq!(err(spec("a", "10.6.0.1/16", &[])), "spec.subnet: 10.6.0.1/16 has host bits set, the network is 10.6.0.0/16");
     assert_eq!(err(PoolSpec { ip_version: Some(6), ..base() }), "spec.ipVersion 6 does not agree with the subnet 10.6.0.0/16");
-    assert_eq!(err(PoolSpec { ips: strings(&["10.6.0.1", "10.7.0.1"]), ..base() }), "spec.ips[1]: \"10.7.0.1\" is not inside the subnet 10.6.0.0/16");
-    assert_eq!(err(PoolSpec { exclude_ips: strings(&["x"]), ..base() }), "spec.excludeIPs[0]: \"x\" is neither an address nor a range \"first-last\" without spaces");
-    assert_eq!(err(PoolSpec { gateway: Some("10.7.0.1".into()), ..base() }), "spec.gateway \"10.7.0.1\" is not an address of the subnet 10.6.0.0/16");
-    assert_eq!(err(PoolSpec { gateway: Some("10.6.0.12".into()), ..base() }), "spec.gateway 10.6.0.12 is one of the addresses to give out, list it in excludeIPs or take it out of ips");
-    let route = |dst: &str, gw: &str| PoolSpec { routes: vec![("10.9.0.0/16".into(), "10.6.0.1".into()), (dst.into(), gw.into())], ..base() };
-    assert_eq!(err(route("0.0.0.0/0", "10.6.0.1")), "spec.routes[1].dst 0.0.0.0/0 is the default route, which follows from the gateway");
+    assert_eq!(
+        err(PoolSpec { ips: strings(&["10.6.0.1", "10.7.0.1"]), ..base() }),
+        "spec.ips[1]: \"10.7.0.1\" is not inside the subnet 10.6.0.0/16"
+    );
+    assert_eq!(
+        err(PoolSpec { exclude_ips: strings(&["x"]), ..base() }),
+        "spec.excludeIPs[0]: \"x\" is neither an address nor a range \"first-last\" without spaces"
+    );
+    assert_eq!(
+        err(PoolSpec { gateway: Some("10.7.0.1".into()), ..base() }),
+        "spec.gateway \"10.7.0.1\" is not an address of the subnet 10.6.0.0/16"
+    );
+    assert_eq!(
+        err(PoolSpec { gateway: Some("10.6.0.12".into()), ..base() }),
+        "spec.gateway 10.6.0.12 is one of the addresses to give out, list it in excludeIPs or take it out of ips"
+    );
+    let route = |dst: &str, gw: &str| PoolSpec {
+        routes: vec![("10.9.0.0/16".into(), "10.6.0.1".into()), (dst.into(), gw.into())],
+        ..base()
+    };
+    assert_eq!(
+        err(route("0.0.0.0/0", "10.6.0.1")),
+        "spec.routes[1].dst 0.0.0.0/0 is the default route, which follows from the gateway"
+    );
     assert_eq!(err(route("10.9.0.0/16", "10.6.0.2")), "spec.routes[1].dst 10.9.0.0/16 is there twice");
-    assert_eq!(err(route("fd00::/64", "10.6.0.1")), "spec.routes[1].dst \"fd00::/64\" is not a network of the pool's family without host bits");
-    assert_eq!(err(route("10.8.0.0/16", "10.7.0.1")), "spec.routes[1].gw \"10.7.0.1\" is not an address of the subnet 10.6.0.0/16");
+    assert_eq!(
+        err(route("fd00::/64", "10.6.0.1")),
+        "spec.routes[1].dst \"fd00::/64\" is not a network of the pool's family without host bits"
+    );
+    assert_eq!(
+        err(route("10.8.0.0/16", "10.7.0.1")),
+        "spec.routes[1].gw \"10.7.0.1\" is not an address of the subnet 10.6.0.0/16"
+    );
     assert!(Pool::parse(route("10.8.1.1", "10.6.0.1")).is_ok());
 }
 
@@ -137,7 +172,10 @@ fn the_first_source_that_is_there_decides_alone() {
 
 #[test]
 fn without_any_source_the_error_says_so() {
-    assert_eq!(ask(&pools([pool("a", &["10.6.1.1"], |_| {})]), "net1", &Sources::default()).unwrap_err(), "no pool to take an address for net1 from: no annotation, network configuration or default pool names one");
+    assert_eq!(
+        ask(&pools([pool("a", &["10.6.1.1"], |_| {})]), "net1", &Sources::default()).unwrap_err(),
+        "no pool to take an address for net1 from: no annotation, network configuration or default pool names one"
+    );
     let s = Sources { ippool: Some(FamilyNames::default()), ..Sources::default() };
     assert_eq!(ask(&pools([]), "net1", &s).unwrap_err(), "annotation ipam.spidernet.io/ippool for net1 names no pool");
 }
@@ -145,21 +183,40 @@ fn without_any_source_the_error_says_so() {
 #[test]
 fn pools_keep_the_users_order_and_patterns_expand_by_name() {
     let p = pools(["red", "blue", "b2", "b1", "green"].map(|n| pool(n, &["10.6.1.1-10.6.1.9"], |s| s.domain = n.into())));
-    let order = |l: &[&str]| ask(&p, "net1", &Sources { ippool: Some(names(l, &[])), ..Sources::default() }).map(|c| c[0].v4.clone().unwrap().join(" "));
+    let order = |l: &[&str]| {
+        ask(&p, "net1", &Sources { ippool: Some(names(l, &[])), ..Sources::default() })
+            .map(|c| c[0].v4.clone().unwrap().join(" "))
+    };
     assert_eq!(order(&["red", "blue", "green"]).unwrap(), "red blue green");
     assert_eq!(order(&["green", "b?", "red"]).unwrap(), "green b1 b2 red");
     assert_eq!(order(&["*"]).unwrap(), "b1 b2 blue green red");
     assert_eq!(order(&["b1", "b*"]).unwrap(), "b1 b2 blue");
     assert_eq!(order(&["red", "red"]).unwrap_err(), "annotation ipam.spidernet.io/ippool names pool \"red\" twice for net1");
-    assert_eq!(order(&["x*"]).unwrap_err(), "annotation ipam.spidernet.io/ippool: no IPv4 pool for net1: x*: there is no such pool");
+    assert_eq!(
+        order(&["x*"]).unwrap_err(),
+        "annotation ipam.spidernet.io/ippool: no IPv4 pool for net1: x*: there is no such pool"
+    );
 }
 
 #[test]
 fn globs_match_whole_names() {
     for (p, n, want) in [
-        ("*", "", true), ("a*", "abc", true), ("a*c", "abc", true), ("a*c", "abd", false), ("?", "", false), ("a?c", "abc", true),
-        ("[ab]1", "b1", true), ("[a-c]1", "c1", true), ("[!a]1", "a1", false), ("[!a]1", "b1", true), ("[^a]1", "b1", true),
-        ("[]]", "]", true), ("[x", "[x", true), ("*a*b*", "xxaxxbxx", true), ("a", "ab", false), ("v4-[0-9]*", "v4-7x", true),
+        ("*", "", true),
+        ("a*", "abc", true),
+        ("a*c", "abc", true),
+        ("a*c", "abd", false),
+        ("?", "", false),
+        ("a?c", "abc", true),
+        ("[ab]1", "b1", true),
+        ("[a-c]1", "c1", true),
+        ("[!a]1", "a1", false),
+        ("[!a]1", "b1", true),
+        ("[^a]1", "b1", true),
+        ("[]]", "]", true),
+        ("[x", "[x", true),
+        ("*a*b*", "xxaxxbxx", true),
+        ("a", "ab", false),
+        ("v4-[0-9]*", "v4-7x", true),
     ] {
         assert_eq!(glob(p, n), want, "{p} {n}");
     }
@@ -205,7 +262,9 @@ fn filters_let_the_right_ones_through() {
     assert_eq!(c[0].v4, Some(strings(&["ok"])));
     assert_eq!(c[0].rejected[0].to_string(), "off: spec.disable is set");
     // eth0's network is not known here: only a pool that asks for one is affected.
-    assert!(ask(&p, "eth0", &s).unwrap_err().contains("ok: spec.multusName lists ovs-conf, but the network of eth0 is not known"));
+    assert!(
+        ask(&p, "eth0", &s).unwrap_err().contains("ok: spec.multusName lists ovs-conf, but the network of eth0 is not known")
+    );
 }
 
 #[test]
@@ -218,19 +277,27 @@ fn a_family_that_was_asked_for_must_be_there() {
 #[test]
 fn ippools_maps_nics_by_name_or_by_position() {
     let p = pools([pool("a", &["10.6.1.1"], |_| {}), pool("b", &["10.6.2.1"], |_| {})]);
-    let entry = |i: Option<&str>, n: &str| NicEntry { interface: i.map(Into::into), names: names(&[n], &[]), clean_gateway: false };
+    let entry =
+        |i: Option<&str>, n: &str| NicEntry { interface: i.map(Into::into), names: names(&[n], &[]), clean_gateway: false };
     let run = |e: Vec<NicEntry>, current: &str| {
-        ask(&p, current, &Sources { ippools: Some(e), ..Sources::default() }).map(|c| c.iter().map(|c| format!("{}={}", c.nic, c.v4.as_ref().unwrap().join(","))).collect::<Vec<_>>().join(" "))
+        ask(&p, current, &Sources { ippools: Some(e), ..Sources::default() })
+            .map(|c| c.iter().map(|c| format!("{}={}", c.nic, c.v4.as_ref().unwrap().join(","))).collect::<Vec<_>>().join(" "))
     };
     assert_eq!(run(vec![entry(None, "a"), entry(None, "b")], "net1").unwrap(), "eth0=a net1=b");
     assert_eq!(run(vec![entry(Some("net1"), "a"), entry(Some("eth0"), "b")], "eth0").unwrap(), "net1=a eth0=b");
     let err = |e, c: &str| run(e, c).unwrap_err().replace("annotation ipam.spidernet.io/ippools: ", "");
-    assert_eq!(err(vec![entry(Some("net1"), "a"), entry(None, "b")], "net1"), "either every entry names an interface or none does");
+    assert_eq!(
+        err(vec![entry(Some("net1"), "a"), entry(None, "b")], "net1"),
+        "either every entry names an interface or none does"
+    );
     assert_eq!(err(vec![entry(Some("net1"), "a"), entry(Some("net1"), "b")], "net1"), "interface \"net1\" is there twice");
     assert_eq!(err(vec![entry(Some("net7"), "a")], "net1"), "interface \"net7\" is not a NIC of the pod, it has eth0, net1");
     assert_eq!(err(vec![entry(Some("eth0"), "a")], "net1"), "no entry for net1");
     assert_eq!(err(vec![entry(None, "a")], "net1"), "no entry for net1");
-    assert_eq!(err(vec![entry(None, "a"), entry(None, "a"), entry(None, "b")], "net1"), "3 entries for 2 NICs (eth0, net1), they go by position where they name no interface");
+    assert_eq!(
+        err(vec![entry(None, "a"), entry(None, "a"), entry(None, "b")], "net1"),
+        "3 entries for 2 NICs (eth0, net1), they go by position where they name no interface"
+    );
 }
 
 #[test]
@@ -245,11 +312,22 @@ fn who_has_an_identity() {
     assert_eq!(id("web-5d-abc", Some(("Deployment", "web")), true).as_deref(), Some("Deployment/shop/web/net1"));
     assert_eq!(id("solo", None, true).as_deref(), Some("Pod/shop/solo/net1"));
     assert_eq!(id("solo", None, false), None);
-    for (pod, want) in [("web-0", Some(0)), ("web-12", Some(12)), ("web-01", None), ("web-", None), ("web", None), ("webx-1", None), ("web-+1", None)] {
+    for (pod, want) in [
+        ("web-0", Some(0)),
+        ("web-12", Some(12)),
+        ("web-01", None),
+        ("web-", None),
+        ("web", None),
+        ("webx-1", None),
+        ("web-+1", None),
+    ] {
         assert_eq!(ordinal("web", pod), want, "{pod}");
     }
     // Pinned: leases in clusters carry it.
-    assert_eq!(Identity::from_key("StatefulSet/shop/web-0/net1").hash(), Identity::from_key("StatefulSet/shop/web-0/net1").hash());
+    assert_eq!(
+        Identity::from_key("StatefulSet/shop/web-0/net1").hash(),
+        Identity::from_key("StatefulSet/shop/web-0/net1").hash()
+    );
     assert_eq!(Identity::from_key("").hash(), "cbf29ce484222325");
 }
 
@@ -261,24 +339,41 @@ fn holder(pod: &str, uid: &str, container: &str) -> Holder {
 fn what_a_lease_allows() {
     let sts = |n: &str| Some(Identity::from_key(n));
     let me = Me { node: "n1".into(), agent_id: "a1".into(), holder: holder("web-0", "u2", "c2"), identity: sts("web-0") };
-    let lease = |node: Option<&str>, h: Option<Holder>, identity: Option<Identity>| Lease { node: node.map(Into::into), agent_id: node.map(|n| n.replace('n', "a")), holder: h, identity };
+    let lease = |node: Option<&str>, h: Option<Holder>, identity: Option<Identity>| Lease {
+        node: node.map(Into::into),
+        agent_id: node.map(|n| n.replace('n', "a")),
+        holder: h,
+        identity,
+    };
     let d = |l: Lease| decide(Some(&l), &me);
     assert_eq!(decide(None, &me), Decision::Create);
     assert_eq!(d(lease(Some("n1"), Some(me.holder.clone()), sts("web-0"))), Decision::Mine);
     // The sandbox was made again, or the agent has a new id: ours, but it has to be written.
     assert_eq!(d(lease(Some("n1"), Some(holder("web-0", "u2", "c1")), sts("web-0"))), Decision::Take);
-    assert_eq!(decide(Some(&Lease { agent_id: Some("a9".into()), ..lease(Some("n1"), Some(me.holder.clone()), sts("web-0")) }), &me), Decision::Take);
+    assert_eq!(
+        decide(Some(&Lease { agent_id: Some("a9".into()), ..lease(Some("n1"), Some(me.holder.clone()), sts("web-0")) }), &me),
+        Decision::Take
+    );
     // Given back at DEL, kept for the identity.
     assert_eq!(d(lease(None, None, sts("web-0"))), Decision::Take);
     assert_eq!(d(lease(Some("n1"), None, sts("web-0"))), Decision::Take);
     assert_eq!(d(lease(Some("n1"), None, None)), Decision::Take);
     // The former pod still has it, here or elsewhere: its death is not assumed.
     let old = holder("web-0", "u1", "c1");
-    assert_eq!(d(lease(Some("n2"), Some(old.clone()), sts("web-0"))), Decision::WaitFor { holder: old.clone(), node: "n2".into() });
+    assert_eq!(
+        d(lease(Some("n2"), Some(old.clone()), sts("web-0"))),
+        Decision::WaitFor { holder: old.clone(), node: "n2".into() }
+    );
     assert_eq!(d(lease(Some("n1"), Some(old.clone()), sts("web-0"))), Decision::WaitFor { holder: old, node: "n1".into() });
-    assert_eq!(d(lease(Some("n2"), Some(me.holder.clone()), None)), Decision::WaitFor { holder: me.holder.clone(), node: "n2".into() });
+    assert_eq!(
+        d(lease(Some("n2"), Some(me.holder.clone()), None)),
+        Decision::WaitFor { holder: me.holder.clone(), node: "n2".into() }
+    );
     assert_eq!(d(lease(Some("n2"), None, None)), Decision::Recall { node: "n2".into() });
-    assert_eq!(d(lease(Some("n2"), Some(holder("db", "u9", "c9")), None)), Decision::Refuse("it is held by shop/db net1 on node n2".into()));
+    assert_eq!(
+        d(lease(Some("n2"), Some(holder("db", "u9", "c9")), None)),
+        Decision::Refuse("it is held by shop/db net1 on node n2".into())
+    );
     assert_eq!(d(lease(None, None, sts("web-1"))), Decision::Refuse("it is kept for web-1".into()));
     let stateless = Me { identity: None, ..me.clone() };
     assert_eq!(decide(Some(&lease(None, None, sts("web-0"))), &stateless), Decision::Refuse("it is kept for web-0".into()));
@@ -301,10 +396,17 @@ fn requested_addresses_are_checked_against_the_pools() {
     assert_eq!(check("10.6.1.12", None).unwrap(), "b");
     assert_eq!(check("fd00:10:6::3", None).unwrap(), "six");
     assert_eq!(check("10.6.1.1", Some(24)).unwrap_err(), "address 10.6.1.1 is in subnet 10.6.0.0/16, the request says /24");
-    assert!(check("10.6.1.2", None).unwrap_err().contains("a: it is reserved; b: it is not among the pool's addresses, or excluded; six: it is not in fd00:10:6::/64"));
+    assert!(
+        check("10.6.1.2", None).unwrap_err().contains(
+            "a: it is reserved; b: it is not among the pool's addresses, or excluded; six: it is not in fd00:10:6::/64"
+        )
+    );
     assert!(check("10.6.0.1", None).unwrap_err().contains("a: it is the gateway"));
     assert!(check("10.6.1.5", None).unwrap_err().contains("a: it is not among the pool's addresses, or excluded"));
-    assert_eq!(check_request(&p, &strings(&["b"]), ip("10.6.1.9"), None).unwrap_err().to_string(), "address 10.6.1.9 cannot be given: no pool of this NIC holds it (b: it belongs to the older pool a)");
+    assert_eq!(
+        check_request(&p, &strings(&["b"]), ip("10.6.1.9"), None).unwrap_err().to_string(),
+        "address 10.6.1.9 cannot be given: no pool of this NIC holds it (b: it belongs to the older pool a)"
+    );
     assert!(one_of_each_family(&[ip("10.6.1.1"), ip("fd00::1")]).is_ok());
     assert!(one_of_each_family(&[ip("10.6.1.1"), ip("fd00::1"), ip("10.6.1.2")]).is_err());
 }

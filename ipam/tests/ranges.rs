@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipam::window::{BLIND_TRIES, free_of_chunk};
-use ipam::{Family, LeaseState, Learned, Picker, Ranges, Window, counts, spares_per_node};
+use ipam::{Family, Learned, LeaseState, Picker, Ranges, Window, counts, spares_per_node};
 use proptest::prelude::*;
 
 fn ip(s: &str) -> IpAddr {
@@ -26,8 +26,9 @@ fn v6(n: u32) -> IpAddr {
 
 /// Entries over a space of 1024 addresses, so that they meet often.
 fn entries(of: fn(u32) -> IpAddr) -> impl Strategy<Value = Vec<String>> {
-    proptest::collection::vec((0u32..1024, 0u32..80), 0..8)
-        .prop_map(move |v| v.into_iter().map(|(a, n)| if n == 0 { of(a).to_string() } else { format!("{}-{}", of(a), of(a + n)) }).collect())
+    proptest::collection::vec((0u32..1024, 0u32..80), 0..8).prop_map(move |v| {
+        v.into_iter().map(|(a, n)| if n == 0 { of(a).to_string() } else { format!("{}-{}", of(a), of(a + n)) }).collect()
+    })
 }
 
 fn naive(entries: &[String]) -> BTreeSet<IpAddr> {
@@ -59,7 +60,8 @@ fn laws(family: Family, a: &[String], b: &[String]) {
     }
     assert_eq!(ra.nth(na.len() as u128), None);
     assert!(nb.iter().all(|x| ra.contains(*x) == na.contains(x)));
-    let from_chunks: BTreeSet<IpAddr> = ra.chunks().flat_map(|c| free_of_chunk(&ra, c, &BTreeSet::new()).iter().collect::<Vec<_>>()).collect();
+    let from_chunks: BTreeSet<IpAddr> =
+        ra.chunks().flat_map(|c| free_of_chunk(&ra, c, &BTreeSet::new()).iter().collect::<Vec<_>>()).collect();
     assert_eq!(from_chunks, na);
     let chunks: Vec<_> = ra.chunks().collect();
     assert!(chunks.windows(2).all(|w| w[0] < w[1]));
@@ -126,7 +128,8 @@ fn the_whole_of_ipv6_and_a_full_64_are_no_burden() {
     let hole = Ranges::parse(&["::-ffff::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"], Family::V6, None).unwrap();
     assert!(!all.subtract(&hole).contains(ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")));
     let net = "fd00:10:6::/64".parse().unwrap();
-    let half = Ranges::of_net(&net).subtract(&Ranges::parse(&["fd00:10:6::-fd00:10:6:0:7fff:ffff:ffff:ffff"], Family::V6, Some(&net)).unwrap());
+    let half = Ranges::of_net(&net)
+        .subtract(&Ranges::parse(&["fd00:10:6::-fd00:10:6:0:7fff:ffff:ffff:ffff"], Family::V6, Some(&net)).unwrap());
     assert_eq!(half.len(), 1 << 63);
     assert_eq!(Window::build(&half, &BTreeSet::new()).chunks.len(), 64);
     assert_eq!(Ranges::of_net(&"10.0.0.0/8".parse().unwrap()).chunks().count(), 65536);
@@ -141,7 +144,9 @@ fn entries_are_parsed_strictly_and_the_error_names_entry_and_rule() {
     assert_eq!(err("10.6.255.250-10.7.0.1"), "\"10.6.255.250-10.7.0.1\" is not inside the subnet 10.6.0.0/16");
     assert_eq!(err("10.6.0.1-fd00::1"), "\"10.6.0.1-fd00::1\" mixes IPv4 and IPv6");
     assert_eq!(err("fd00::1"), "\"fd00::1\" is not an IPv4 address");
-    for bad in ["", "-", "10.6.0.1 - 10.6.0.2", "10.6.0.1-", "10.6.0.1-2", "10.6.0.01", "10.6.0.1-10.6.0.2-10.6.0.3", "10.6.0.0/24"] {
+    for bad in
+        ["", "-", "10.6.0.1 - 10.6.0.2", "10.6.0.1-", "10.6.0.1-2", "10.6.0.01", "10.6.0.1-10.6.0.2-10.6.0.3", "10.6.0.0/24"]
+    {
         assert_eq!(err(bad), format!("{bad:?} is neither an address nor a range \"first-last\" without spaces"));
     }
 }
@@ -204,7 +209,9 @@ fn what_was_learnt_is_kept_until_the_window_knows_it_or_contradicts_it_twice() {
 
 #[test]
 fn spares_follow_the_formula() {
-    for (free, nodes, want) in [(0, 10, 0), (39, 10, 0), (40, 10, 1), (320, 10, 8), (100_000, 10, 8), (u128::MAX, 1, 8), (5, 0, 0), (7, 1, 1)] {
+    for (free, nodes, want) in
+        [(0, 10, 0), (39, 10, 0), (40, 10, 1), (320, 10, 8), (100_000, 10, 8), (u128::MAX, 1, 8), (5, 0, 0), (7, 1, 1)]
+    {
         assert_eq!(spares_per_node(free, nodes), want, "{free} free, {nodes} nodes");
     }
 }
@@ -212,7 +219,13 @@ fn spares_follow_the_formula() {
 #[test]
 fn counts_tell_states_apart() {
     let all = Ranges::parse(&["10.6.0.1-10.6.0.10"], Family::V4, None).unwrap();
-    let leases = [("10.6.0.1", LeaseState::Held), ("10.6.0.2", LeaseState::Spare), ("10.6.0.3", LeaseState::Unreachable), ("10.6.0.4", LeaseState::Kept), ("10.6.9.9", LeaseState::Held)];
+    let leases = [
+        ("10.6.0.1", LeaseState::Held),
+        ("10.6.0.2", LeaseState::Spare),
+        ("10.6.0.3", LeaseState::Unreachable),
+        ("10.6.0.4", LeaseState::Kept),
+        ("10.6.9.9", LeaseState::Held),
+    ];
     let c = counts(&all, leases.map(|(a, s)| (ip(a), s)));
     assert_eq!((c.total, c.allocated, c.spare, c.unreachable, c.kept, c.free), (10, 2, 1, 1, 1, 6));
 }

@@ -16,12 +16,12 @@
 //! eth0 and misses the node's connection tracking). Such a client can reach the pod's address itself; or its network can
 //! be put into `hijackCIDR`.
 
-pub mod settings;
 mod routes;
+pub mod settings;
 
 use std::net::IpAddr;
 
-use model::observed::{NetnsState, LinkKind};
+use model::observed::{LinkKind, NetnsState};
 use model::{Cidr, IfAddr, IfName, MacAddr, Owner, Route, Rule};
 
 use crate::step::{LinkSet, Veth};
@@ -98,7 +98,10 @@ pub fn way(input: &CoordinateInput<'_>) -> Result<Way, Refusal> {
         Mode::Overlay if first || has_veth0 => Err(Refusal::conflict(
             "mode",
             "overlay",
-            format!("{} is on the physical network itself, no NIC of the pod is the cluster's: use \"auto\" or \"underlay\"", input.pod_nics.first().unwrap_or(input.ifname)),
+            format!(
+                "{} is on the physical network itself, no NIC of the pod is the cluster's: use \"auto\" or \"underlay\"",
+                input.pod_nics.first().unwrap_or(input.ifname)
+            ),
         )),
         Mode::Overlay => Ok(Way::Overlay),
     }
@@ -132,7 +135,8 @@ pub fn plan(input: &CoordinateInput<'_>) -> Result<Plan, Refusal> {
 /// but lie in our table. Nothing in the pod: it goes with its namespace, or the main plugin's DEL takes the NIC.
 pub fn plan_del(owner: Owner, ips: &[IpAddr], host_rule_table: u32, host: &NetnsState) -> Plan {
     let alias = owner.alias();
-    let ours = |l: &&model::observed::Link| l.alias.as_deref() == Some(alias.as_str()) && l.name.as_str().starts_with(HOST_VETH_PREFIX);
+    let ours =
+        |l: &&model::observed::Link| l.alias.as_deref() == Some(alias.as_str()) && l.name.as_str().starts_with(HOST_VETH_PREFIX);
     let routes = host.routes.iter().filter(|r| r.table == host_rule_table && ips.iter().any(|ip| r.dst == Cidr::host(*ip)));
     let routes = routes.map(|r| Step::DelRoute { ns: Ns::Host, route: r.clone() });
     routes.chain(host.links.iter().filter(ours).map(|l| Step::DelLink { ns: Ns::Host, name: l.name.clone() })).collect()
@@ -278,7 +282,9 @@ fn host_routes(input: &CoordinateInput<'_>, way: Way, first: bool, node: &routes
         let ip = addr.ip();
         let Some((dev, gw, mac)) = node.back_to_pod(input, way, first, ip) else { continue };
         let rule = Rule { priority: RULE_PREF, from: None, to: None, iif: None, fwmark: None, table, ipv4: ip.is_ipv4() };
-        if !input.host.rules.contains(&rule) && !p.steps.iter().any(|s| matches!(s, Step::AddRule { ns: Ns::Host, rule: r } if *r == rule)) {
+        if !input.host.rules.contains(&rule)
+            && !p.steps.iter().any(|s| matches!(s, Step::AddRule { ns: Ns::Host, rule: r } if *r == rule))
+        {
             p.push(Step::AddRule { ns: Ns::Host, rule });
         }
         let route = Route::new(Cidr::host(ip), gw, dev.clone()).in_table(table);

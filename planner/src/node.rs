@@ -82,7 +82,11 @@ pub enum Verdict {
     Ready,
     /// The plan makes it so (new, changed, or drifted).
     Change,
-    Refused { reason: Reason, #[serde(serialize_with = "as_text")] refusal: Refusal },
+    Refused {
+        reason: Reason,
+        #[serde(serialize_with = "as_text")]
+        refusal: Refusal,
+    },
     /// Not removed: these ports still use it.
     InUse { ports: Vec<String> },
     /// The plan takes our additions back.
@@ -131,6 +135,12 @@ impl fmt::Display for Verdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct No(pub Reason, pub Refusal);
 
+impl From<No> for Verdict {
+    fn from(No(reason, refusal): No) -> Self {
+        Verdict::Refused { reason, refusal }
+    }
+}
+
 /// Bridges earlier in the list have the first claim on an uplink.
 pub fn plan(desired: &NodeDesired, seen: &Observed) -> NodePlan {
     let mut bridges = Vec::with_capacity(desired.bridges.len() + desired.removed.len());
@@ -147,7 +157,7 @@ pub fn plan(desired: &NodeDesired, seen: &Observed) -> NodePlan {
         let (plan, verdict) = match bridge::plan(b, seen, &mut claimed) {
             Ok(plan) if plan.is_empty() => (plan, Verdict::Ready),
             Ok(plan) => (plan, Verdict::Change),
-            Err(No(reason, refusal)) => (Plan::default(), Verdict::Refused { reason, refusal }),
+            Err(no) => (Plan::default(), no.into()),
         };
         bridges.push(BridgePlan { name: b.name.clone(), plan, verdict });
     }

@@ -66,7 +66,8 @@ pub fn next(nodes: &[NodeProgress], max: MaxUnavailable) -> Next {
     let room = max.of(all).saturating_sub(count(Progress::Changing));
     let busy = |n: &&NodeProgress| !n.control_plane && matches!(n.progress, Progress::Pending | Progress::Changing);
     let workers_left = nodes.iter().any(|n| busy(&n));
-    let mut waiting: Vec<&NodeProgress> = nodes.iter().filter(|n| n.progress == Progress::Pending && (!n.control_plane || !workers_left)).collect();
+    let mut waiting: Vec<&NodeProgress> =
+        nodes.iter().filter(|n| n.progress == Progress::Pending && (!n.control_plane || !workers_left)).collect();
     waiting.sort_by(|a, b| a.name.cmp(&b.name));
     Next { start: waiting.into_iter().take(room).map(|n| n.name.clone()).collect(), held_by }
 }

@@ -35,35 +35,102 @@ pub enum Step {
     /// A veth pair, one end in the pod, the other on the host. Inverse: `DelLink` of the host end.
     AddVeth(Veth),
     /// Not there counts as done. Links have no inverse: whoever deletes one must mean it.
-    DelLink { ns: Ns, name: IfName },
+    DelLink {
+        ns: Ns,
+        name: IfName,
+    },
     /// Changes what is `Some` in `set`; `was` holds the same fields as they were.
-    SetLink { ns: Ns, name: IfName, set: LinkSet, was: LinkSet },
+    SetLink {
+        ns: Ns,
+        name: IfName,
+        set: LinkSet,
+        was: LinkSet,
+    },
     /// `nodad`: skip duplicate address detection (IPv6), because the address is usable at once. Already there counts as done.
-    AddAddr { ns: Ns, dev: IfName, addr: IfAddr, nodad: bool },
-    DelAddr { ns: Ns, dev: IfName, addr: IfAddr },
+    AddAddr {
+        ns: Ns,
+        dev: IfName,
+        addr: IfAddr,
+        nodad: bool,
+    },
+    DelAddr {
+        ns: Ns,
+        dev: IfName,
+        addr: IfAddr,
+    },
     /// Fails where another route has the same key (`NLM_F_EXCL`).
-    AddRoute { ns: Ns, route: Route },
+    AddRoute {
+        ns: Ns,
+        route: Route,
+    },
     /// Not there counts as done.
-    DelRoute { ns: Ns, route: Route },
-    AddRule { ns: Ns, rule: Rule },
-    DelRule { ns: Ns, rule: Rule },
+    DelRoute {
+        ns: Ns,
+        route: Route,
+    },
+    AddRule {
+        ns: Ns,
+        rule: Rule,
+    },
+    DelRule {
+        ns: Ns,
+        rule: Rule,
+    },
     /// A permanent neighbour entry.
-    AddNeighbour { ns: Ns, dev: IfName, ip: IpAddr, mac: MacAddr },
-    DelNeighbour { ns: Ns, dev: IfName, ip: IpAddr, mac: MacAddr },
+    AddNeighbour {
+        ns: Ns,
+        dev: IfName,
+        ip: IpAddr,
+        mac: MacAddr,
+    },
+    DelNeighbour {
+        ns: Ns,
+        dev: IfName,
+        ip: IpAddr,
+        mac: MacAddr,
+    },
     /// `key` is dotted or slashed below /proc/sys, e.g. `net/ipv4/conf/net1/arp_notify`. `was` is none where unknown: then
     /// there is no inverse (a key of a link that the same plan made goes with the link).
-    SetSysctl { ns: Ns, key: String, value: String, was: Option<String> },
+    SetSysctl {
+        ns: Ns,
+        key: String,
+        value: String,
+        was: Option<String>,
+    },
     /// Transmit checksum offload, `ETHTOOL_STXCSUM`. The userspace datapath passes frames on without completing checksums.
-    SetTxChecksum { ns: Ns, dev: IfName, on: bool },
+    SetTxChecksum {
+        ns: Ns,
+        dev: IfName,
+        on: bool,
+    },
     /// Gratuitous ARP and unsolicited neighbour advertisement for each address, after the link has carrier. No inverse.
-    Announce { ns: Ns, dev: IfName, ips: Vec<IpAddr> },
+    Announce {
+        ns: Ns,
+        dev: IfName,
+        ips: Vec<IpAddr>,
+    },
     AddBridge(Bridge),
     DelBridge(Bridge),
-    SetBridge { name: IfName, set: BridgeSet, was: BridgeSet },
+    SetBridge {
+        name: IfName,
+        set: BridgeSet,
+        was: BridgeSet,
+    },
     /// Done when vswitchd gave every interface an `ofport` above 0; failed when `error` is set or `ofport` is -1.
-    AddPort { bridge: IfName, port: Port },
-    DelPort { bridge: IfName, port: Port },
-    SetPort { bridge: IfName, name: String, set: PortSet, was: PortSet },
+    AddPort {
+        bridge: IfName,
+        port: Port,
+    },
+    DelPort {
+        bridge: IfName,
+        port: Port,
+    },
+    SetPort {
+        bridge: IfName,
+        name: String,
+        set: PortSet,
+        was: PortSet,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -253,7 +320,9 @@ impl fmt::Display for Step {
             AddNeighbour { ns, dev, ip, mac } => write!(f, "add neighbour {ip} lladdr {mac} dev {dev} ({ns})"),
             DelNeighbour { ns, dev, ip, .. } => write!(f, "delete neighbour {ip} dev {dev} ({ns})"),
             SetSysctl { ns, key, value, .. } => write!(f, "set {key} = {value} ({ns})"),
-            SetTxChecksum { ns, dev, on } => write!(f, "set tx checksum offload {} dev {dev} ({ns})", if *on { "on" } else { "off" }),
+            SetTxChecksum { ns, dev, on } => {
+                write!(f, "set tx checksum offload {} dev {dev} ({ns})", if *on { "on" } else { "off" })
+            }
             Announce { dev, ips, .. } => {
                 write!(f, "announce")?;
                 for ip in ips {

@@ -60,9 +60,23 @@ fn ipam(addrs: &[&str], gws: &[&str]) -> Nic {
 
 fn host() -> NetnsState {
     let mut h = NetnsState::default();
-    for (i, (n, kind, a)) in [("ens192", LinkKind::Physical, "10.6.0.11/16"), ("cni0", LinkKind::Bridge, "10.244.0.1/24"), ("docker0", LinkKind::Bridge, "172.17.0.1/16")].into_iter().enumerate() {
+    for (i, (n, kind, a)) in [
+        ("ens192", LinkKind::Physical, "10.6.0.11/16"),
+        ("cni0", LinkKind::Bridge, "10.244.0.1/24"),
+        ("docker0", LinkKind::Bridge, "172.17.0.1/16"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
         h.links.push(net::link(i as u32 + 2, n, kind));
-        h.addrs.push(Addr { dev: name(n), addr: addr(a), scope_link: false, permanent: true, tentative: false, dad_failed: false });
+        h.addrs.push(Addr {
+            dev: name(n),
+            addr: addr(a),
+            scope_link: false,
+            permanent: true,
+            tentative: false,
+            dad_failed: false,
+        });
         h.routes.push(Route::new(addr(a).network(), None, name(n)));
     }
     h.routes.push(Route::new(Cidr::default_v4(), Some(ip("10.6.0.1")), name("ens192")));
@@ -70,7 +84,11 @@ fn host() -> NetnsState {
 }
 
 fn settings() -> Settings {
-    Settings { cidrs: vec![cidr("10.244.0.0/16"), cidr("10.96.0.0/12")], hijack: vec![cidr("169.254.20.10/32")], ..Settings::default() }
+    Settings {
+        cidrs: vec![cidr("10.244.0.0/16"), cidr("10.96.0.0/12")],
+        hijack: vec![cidr("169.254.20.10/32")],
+        ..Settings::default()
+    }
 }
 
 fn owner(n: &str) -> Owner {
@@ -136,7 +154,10 @@ fn net1_named_for_the_default_route_takes_it_from_eth0() {
     let (mut pod, mut h) = (overlay(), host());
     let p = plan("net1", &["eth0", "net1"], &ipam(NET1.0, NET1.1), &s, &pod, &h).unwrap();
     let t = text(&p);
-    assert!(t.contains("delete route default via 10.244.0.1 dev eth0 (pod)\nadd route default via 10.6.0.1 dev net1 (pod)\n"), "{t}");
+    assert!(
+        t.contains("delete route default via 10.244.0.1 dev eth0 (pod)\nadd route default via 10.6.0.1 dev net1 (pod)\n"),
+        "{t}"
+    );
     net::apply(&p, &mut h, &mut pod);
     let dev = |src: Option<&str>, dst: &str| planner::lookup::route(&pod, src.map(ip), ip(dst), None).unwrap().dev.to_string();
     assert_eq!(dev(None, "8.8.8.8"), "net1");
@@ -190,7 +211,13 @@ add neighbour 10.6.1.10 lladdr {pod_mac} dev {id} (host)
 #[test]
 fn a_node_without_an_address_is_still_a_next_hop() {
     let mut pod = NetnsState::default();
-    nic(&mut pod, "eth0", LinkKind::Macvlan { mode: MacvlanMode::Bridge }, &["10.6.1.10/16", "fd00:10:6::1:10/64"], &["10.6.0.1"]);
+    nic(
+        &mut pod,
+        "eth0",
+        LinkKind::Macvlan { mode: MacvlanMode::Bridge },
+        &["10.6.1.10/16", "fd00:10:6::1:10/64"],
+        &["10.6.0.1"],
+    );
     let n = ipam(&["10.6.1.10/16", "fd00:10:6::1:10/64"], &["10.6.0.1"]);
     let s = Settings { cidrs: vec![cidr("10.96.0.0/12"), cidr("fd00:10:96::/112")], ..Settings::default() };
     let mut h = NetnsState::default();
@@ -246,7 +273,9 @@ fn tables_are_numbered_by_name_and_never_collide() {
 #[test]
 fn modes_that_cannot_work_are_refused_and_disabled_does_nothing() {
     let n = ipam(NET1.0, NET1.1);
-    let run = |mode, ifname: &str, pod: &NetnsState| plan(ifname, &["eth0", "net1"], &n, &Settings { mode, ..settings() }, pod, &host()).map_err(|e| e.to_string());
+    let run = |mode, ifname: &str, pod: &NetnsState| {
+        plan(ifname, &["eth0", "net1"], &n, &Settings { mode, ..settings() }, pod, &host()).map_err(|e| e.to_string())
+    };
     assert!(run(Mode::Disabled, "net1", &overlay()).unwrap().is_empty());
     assert_eq!(
         run(Mode::Underlay, "net1", &overlay()).unwrap_err(),
@@ -256,7 +285,10 @@ fn modes_that_cannot_work_are_refused_and_disabled_does_nothing() {
         run(Mode::Overlay, "eth0", &overlay()).unwrap_err(),
         "mode \"overlay\": eth0 is on the physical network itself, no NIC of the pod is the cluster's: use \"auto\" or \"underlay\""
     );
-    assert_eq!(run(Mode::Auto, "net1", &NetnsState::default()).unwrap_err(), "ifname \"net1\": the main plugin left no such link in the pod");
+    assert_eq!(
+        run(Mode::Auto, "net1", &NetnsState::default()).unwrap_err(),
+        "ifname \"net1\": the main plugin left no such link in the pod"
+    );
 }
 
 #[test]
@@ -266,7 +298,10 @@ fn a_default_nic_that_is_none_is_refused_with_the_list() {
         let s = Settings { default_route_nic: Some(name("net7")), default_route_nic_by_pod: by_pod, ..settings() };
         plan("net1", all, &n, &s, &overlay(), &host()).map(|_| ()).map_err(|e| e.to_string())
     };
-    assert_eq!(run(true, &["eth0", "net1"]).unwrap_err(), "default-route-nic \"net7\": the pod has no such NIC, it has eth0, net1");
+    assert_eq!(
+        run(true, &["eth0", "net1"]).unwrap_err(),
+        "default-route-nic \"net7\": the pod has no such NIC, it has eth0, net1"
+    );
     assert!(run(false, &["eth0", "net1"]).is_err());
     // A NIC that comes later is fine, and eth0 keeps the default until then.
     assert!(run(true, &["eth0", "net1", "net7"]).is_ok());
@@ -279,7 +314,10 @@ fn a_policy_route_by_a_next_hop_elsewhere_is_refused() {
     let s = Settings { policy_routes: vec![(cidr("172.20.0.0/16"), ip("10.9.0.1"))], ..settings() };
     let e = plan("net1", &["eth0", "net1"], &ipam(NET1.0, NET1.1), &s, &overlay(), &host()).unwrap_err();
     assert_eq!(e.to_string(), "policyRoutes[0].gw \"10.9.0.1\": is in no network of net1, which has 10.6.0.0/16");
-    let s = Settings { policy_routes: vec![(cidr("172.20.0.0/16"), ip("10.6.0.2")), (cidr("fd00:172::/64"), ip("fd00:10:6::2"))], ..settings() };
+    let s = Settings {
+        policy_routes: vec![(cidr("172.20.0.0/16"), ip("10.6.0.2")), (cidr("fd00:172::/64"), ip("fd00:10:6::2"))],
+        ..settings()
+    };
     let t = text(&plan("net1", &["eth0", "net1"], &ipam(NET1.0, NET1.1), &s, &overlay(), &host()).unwrap());
     assert!(t.contains("add route 172.20.0.0/16 via 10.6.0.2 dev net1 table 101 (pod)") && !t.contains("fd00:172"), "{t}");
 }
@@ -288,7 +326,14 @@ fn a_policy_route_by_a_next_hop_elsewhere_is_refused() {
 fn a_mac_prefix_changes_a_foreign_nic_and_its_link_local_address() {
     let s = Settings { mac_prefix: Some([0x0a, 0x1b]), tx_queue_len: Some(2000), rp_filter: Some(2), ..settings() };
     let mut pod = overlay();
-    pod.addrs.push(Addr { dev: name("net1"), addr: addr("fe80::ff:fe00:1/64"), scope_link: true, permanent: true, tentative: false, dad_failed: false });
+    pod.addrs.push(Addr {
+        dev: name("net1"),
+        addr: addr("fe80::ff:fe00:1/64"),
+        scope_link: true,
+        permanent: true,
+        tentative: false,
+        dad_failed: false,
+    });
     let (mut h, n) = (host(), ipam(NET1.0, NET1.1));
     let p = plan("net1", &["eth0", "net1"], &n, &s, &pod, &h).unwrap();
     assert!(
@@ -328,7 +373,9 @@ fn every_prefix_of_a_plan_can_be_undone() {
         let undo = p.undo(done);
         for s in &undo.steps {
             match s {
-                Step::DelRule { ns, rule } => (if *ns == planner::Ns::Pod { &mut pod } else { &mut h }).rules.retain(|r| r != rule),
+                Step::DelRule { ns, rule } => {
+                    (if *ns == planner::Ns::Pod { &mut pod } else { &mut h }).rules.retain(|r| r != rule)
+                }
                 _ => net::apply(&Plan { steps: vec![s.clone()] }, &mut h, &mut pod),
             }
         }

@@ -101,7 +101,12 @@ fn links_and_addresses(dir: &Path, who: &str) -> NetnsState {
     let mut s = NetnsState::default();
     let kinds: BTreeMap<String, String> = json(dir.join(format!("{who}.link.json")))
         .iter()
-        .map(|l| (text(l, "ifname").unwrap().to_owned(), l.pointer("/linkinfo/info_kind").and_then(Value::as_str).unwrap_or("").to_owned()))
+        .map(|l| {
+            (
+                text(l, "ifname").unwrap().to_owned(),
+                l.pointer("/linkinfo/info_kind").and_then(Value::as_str).unwrap_or("").to_owned(),
+            )
+        })
         .collect();
     for v in json(dir.join(format!("{who}.addr.json"))) {
         let n = text(&v, "ifname").unwrap();
@@ -116,7 +121,9 @@ fn links_and_addresses(dir: &Path, who: &str) -> NetnsState {
         l.mac = text(&v, "address").and_then(|m| m.parse().ok());
         s.links.push(l);
         for a in v["addr_info"].as_array().unwrap() {
-            let Ok(addr) = IfAddr::new(text(a, "local").unwrap().parse().unwrap(), a["prefixlen"].as_u64().unwrap() as u8) else { continue };
+            let Ok(addr) = IfAddr::new(text(a, "local").unwrap().parse().unwrap(), a["prefixlen"].as_u64().unwrap() as u8) else {
+                continue;
+            };
             let scope_link = text(a, "scope") == Some("link");
             s.addrs.push(Addr { dev: name(n), addr, scope_link, permanent: true, tentative: false, dad_failed: false });
         }
@@ -191,7 +198,13 @@ fn before(dir: &Path, theirs: &NetnsState, nics: &[IfName], s: &Settings) -> Net
     let cluster = s.cluster();
     for r in &all {
         let default = r.dst.is_default() && nics.contains(&r.dev);
-        let of_the_plugin = r.table == TABLE_MAIN && r.dev == nics[0] && !cluster.contains(&r.dst) && r.dst != Cidr::host("10.6.0.11".parse().unwrap()) && r.dst != Cidr::host("fd00:10:6::11".parse().unwrap()) && !r.dst.is_default() && pod.link(&r.dev).is_some_and(|l| l.kind == LinkKind::Veth);
+        let of_the_plugin = r.table == TABLE_MAIN
+            && r.dev == nics[0]
+            && !cluster.contains(&r.dst)
+            && r.dst != Cidr::host("10.6.0.11".parse().unwrap())
+            && r.dst != Cidr::host("fd00:10:6::11".parse().unwrap())
+            && !r.dst.is_default()
+            && pod.link(&r.dev).is_some_and(|l| l.kind == LinkKind::Veth);
         if (default || of_the_plugin) && !pod.routes.iter().any(|x| x.dst == r.dst && x.dev == r.dev) {
             pod.routes.push(Route { src: None, metric: None, ..r.clone() }.in_table(TABLE_MAIN));
         }
@@ -203,7 +216,8 @@ fn run(dir: &Path) -> Result<Case, Refusal> {
     let s = settings(dir);
     let mut theirs = state(dir, "pod");
     theirs.rules = rules(dir);
-    let nics: Vec<IfName> = theirs.links.iter().map(|l| l.name.clone()).filter(|n| !["lo", "veth0"].contains(&n.as_str())).collect();
+    let nics: Vec<IfName> =
+        theirs.links.iter().map(|l| l.name.clone()).filter(|n| !["lo", "veth0"].contains(&n.as_str())).collect();
     let nics = if nics.is_empty() { vec![name("eth0"), name("net1")] } else { nics };
     let mut pod = before(dir, &theirs, &nics, &s);
     let mut host = state(dir, "host");
@@ -224,12 +238,23 @@ fn run(dir: &Path) -> Result<Case, Refusal> {
             continue;
         }
         let addrs: Vec<IfAddr> = full.addrs_of(nic).filter(|a| !a.scope_link).map(|a| a.addr).collect();
-        let default = |v4: bool| full.routes.iter().find(|r| &r.dev == nic && r.dst.is_default() && r.dst.is_ipv4() == v4).and_then(|r| r.gw);
+        let default = |v4: bool| {
+            full.routes.iter().find(|r| &r.dev == nic && r.dst.is_default() && r.dst.is_ipv4() == v4).and_then(|r| r.gw)
+        };
         let gateways = Gateways { v4: default(true), v6: default(false) };
-        let routes = [gateways.v4, gateways.v6].into_iter().flatten().map(|gw| NicRoute::new(Cidr::default_for(gw), Some(gw))).collect();
+        let routes =
+            [gateways.v4, gateways.v6].into_iter().flatten().map(|gw| NicRoute::new(Cidr::default_for(gw), Some(gw))).collect();
         let n = Nic { addrs, gateways, routes, has_ipam: true };
         let owner = Owner { attachment: AttachmentId::of("c1", nic.as_str()), by: RunBy::Agent };
-        fn input<'a>(owner: Owner, ifname: &'a IfName, nic: &'a Nic, settings: &'a Settings, pod_nics: &'a [IfName], pod: &'a NetnsState, host: &'a NetnsState) -> CoordinateInput<'a> {
+        fn input<'a>(
+            owner: Owner,
+            ifname: &'a IfName,
+            nic: &'a Nic,
+            settings: &'a Settings,
+            pod_nics: &'a [IfName],
+            pod: &'a NetnsState,
+            host: &'a NetnsState,
+        ) -> CoordinateInput<'a> {
             CoordinateInput { owner, ifname, nic, settings, pod_nics, pod, host }
         }
         let plan = coordinate::plan(&input(owner, nic, &n, &s, &nics, &pod, &host))?;
@@ -272,11 +297,23 @@ type Reason = (&'static str, fn(&str, &str, &str, &str, &str) -> bool);
 const DIFFERENCES: [Reason; 4] = [
     (
         "cluster networks go through the node in every table: theirs sends them by the first further NIC's own gateway, which has no way to pods and services",
-        |_, src, to, theirs, ours| src != "eth0" && !src.is_empty() && ["pod here", "pod elsewhere", "service", "node-local dns", "hijacked", "hijacked address"].contains(&to) && theirs == src && (ours == "eth0" || ours == "veth0"),
+        |_, src, to, theirs, ours| {
+            src != "eth0"
+                && !src.is_empty()
+                && ["pod here", "pod elsewhere", "service", "node-local dns", "hijacked", "hijacked address"].contains(&to)
+                && theirs == src
+                && (ours == "eth0" || ours == "veth0")
+        },
     ),
     (
         "eth0 has its table 100 beside a second NIC on the physical network: what comes from its address leaves by it, although another NIC has the default or that segment",
-        |case, src, to, theirs, ours| case.starts_with("two-macvlan") && src == "eth0" && ["outside", "policy route", "hijacked", "hijacked address", "segment 7"].contains(&to) && theirs == "net1" && ours == "eth0",
+        |case, src, to, theirs, ours| {
+            case.starts_with("two-macvlan")
+                && src == "eth0"
+                && ["outside", "policy route", "hijacked", "hijacked address", "segment 7"].contains(&to)
+                && theirs == "net1"
+                && ours == "eth0"
+        },
     ),
     (
         "a further NIC keeps its table when it has the default: what comes from its address leaves by it, not by eth0 whose segment it also reaches",
@@ -291,7 +328,8 @@ const DIFFERENCES: [Reason; 4] = [
 #[test]
 fn traffic_leaves_by_the_recorded_nic_but_for_listed_reasons() {
     let Some(root) = fixtures() else { return };
-    let mut dirs: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("meta.txt").is_file()).collect();
+    let mut dirs: Vec<PathBuf> =
+        std::fs::read_dir(&root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("meta.txt").is_file()).collect();
     dirs.sort();
     let (mut compared, mut unexplained, mut used) = (0, Vec::new(), BTreeSet::new());
     for dir in &dirs {
@@ -320,7 +358,10 @@ fn traffic_leaves_by_the_recorded_nic_but_for_listed_reasons() {
                     Some(i) => {
                         used.insert(i);
                     }
-                    None => unexplained.push(format!("{case}: from {} to {what} {to}: theirs {theirs}, ours {ours}", if nic.is_empty() { "-" } else { nic })),
+                    None => unexplained.push(format!(
+                        "{case}: from {} to {what} {to}: theirs {theirs}, ours {ours}",
+                        if nic.is_empty() { "-" } else { nic }
+                    )),
                 }
             }
         }
@@ -336,7 +377,9 @@ fn traffic_leaves_by_the_recorded_nic_but_for_listed_reasons() {
 #[test]
 fn what_failed_with_theirs_works_or_is_refused_with_the_reason() {
     let Some(root) = fixtures() else { return };
-    let outcome = |case: &str| run(&root.join(case)).map(|c| c.plans.iter().map(|p| p.steps.len()).sum::<usize>()).map_err(|e| e.to_string());
+    let outcome = |case: &str| {
+        run(&root.join(case)).map(|c| c.plans.iter().map(|p| p.steps.len()).sum::<usize>()).map_err(|e| e.to_string())
+    };
     // Recorded after the rollback, so the pod is empty: only what does not need its NICs can be judged here.
     for case in ["disabled-on-eth0", "disabled-on-net1"] {
         assert_eq!(outcome(case), Ok(0), "{case}");
@@ -359,7 +402,9 @@ fn the_host_reaches_every_underlay_address_through_the_pod_itself() {
     ] {
         let c = run(&root.join(case)).unwrap_or_else(|e| panic!("{case}: {e}"));
         let to: IpAddr = ip.parse().unwrap();
-        let Some(r) = c.host.routes.iter().find(|r| r.dst == Cidr::host(to) && r.table != TABLE_MAIN) else { panic!("{case}: {:?}", c.host.routes) };
+        let Some(r) = c.host.routes.iter().find(|r| r.dst == Cidr::host(to) && r.table != TABLE_MAIN) else {
+            panic!("{case}: {:?}", c.host.routes)
+        };
         assert_eq!(lookup::route(&c.host, None, to, None), Some(r), "{case}");
         assert!(r.dev.as_str().starts_with(dev), "{case}: {r}");
         assert_eq!(r.gw, gw.map(|g| g.parse().unwrap()), "{case}");

@@ -7,11 +7,13 @@ mod net;
 #[path = "support/switch.rs"]
 mod switch;
 
-use model::desired::{Bond, BondMode, BridgeDesired, BridgeRemoved, DatapathType, DeletionPolicy, FailMode, Lacp, NodeDesired, Uplink};
+use model::desired::{
+    Bond, BondMode, BridgeDesired, BridgeRemoved, DatapathType, DeletionPolicy, FailMode, Lacp, NodeDesired, Uplink,
+};
 use model::observed::{Addr, LinkKind, MacvlanMode, Observed};
 use model::{Cidr, IfName, Mtu, Route};
-use planner::node::{self, Verdict};
 use planner::Plan;
+use planner::node::{self, Verdict};
 use proptest::prelude::*;
 use switch::{add_bridge, apply, port, sorted};
 
@@ -37,7 +39,14 @@ fn over(nic: &str) -> Option<Uplink> {
 }
 
 fn bond(n: &str, nics: &[&str]) -> Bond {
-    Bond { name: name(n), interfaces: nics.iter().map(|n| name(n)).collect(), mode: BondMode::ActiveBackup, lacp: Lacp::Off, updelay_ms: 0, downdelay_ms: 0 }
+    Bond {
+        name: name(n),
+        interfaces: nics.iter().map(|n| name(n)).collect(),
+        mode: BondMode::ActiveBackup,
+        lacp: Lacp::Off,
+        updelay_ms: 0,
+        downdelay_ms: 0,
+    }
 }
 
 fn want(bridges: Vec<BridgeDesired>) -> NodeDesired {
@@ -67,7 +76,11 @@ fn settle(desired: &NodeDesired, seen: &mut Observed) -> String {
 
 fn refusal(desired: &NodeDesired, seen: &Observed) -> (String, String) {
     let p = node::plan(desired, seen);
-    let b = p.bridges.iter().find(|b| matches!(b.verdict, Verdict::Refused { .. })).unwrap_or_else(|| panic!("nothing is refused: {p:?}"));
+    let b = p
+        .bridges
+        .iter()
+        .find(|b| matches!(b.verdict, Verdict::Refused { .. }))
+        .unwrap_or_else(|| panic!("nothing is refused: {p:?}"));
     assert!(b.plan.is_empty());
     (b.verdict.reason().to_owned(), b.verdict.to_string())
 }
@@ -97,7 +110,10 @@ set link br1 (host) up
     let p = ovs.bridges[0].ports.iter_mut().find(|p| p.name == "eth1").unwrap();
     (p.trunks, p.tag) = (vec![5], Some(7));
     seen.host.links[1].up = false;
-    assert_eq!(settle(&desired, &mut seen), "set link eth1 (host) up\nset port eth1 tag= trunks=100-102 external_ids:mooring-was-up.eth1=false\n");
+    assert_eq!(
+        settle(&desired, &mut seen),
+        "set link eth1 (host) up\nset port eth1 tag= trunks=100-102 external_ids:mooring-was-up.eth1=false\n"
+    );
     assert_eq!(made.ovs.unwrap().bridges[0].ports[1].trunks, [100, 101, 102]);
 }
 
@@ -108,7 +124,10 @@ fn what_was_made_goes_again_and_the_nic_is_as_before() {
     let mut b = bridge("br1", over("eth1"));
     b.mtu = Some(Mtu::new(9000).unwrap());
     settle(&want(vec![b]), &mut seen);
-    assert_eq!(settle(&gone("br1", DeletionPolicy::Revert), &mut seen), "delete port eth1 from bridge br1\ndelete bridge br1\nset link eth1 (host) down mtu 1500\n");
+    assert_eq!(
+        settle(&gone("br1", DeletionPolicy::Revert), &mut seen),
+        "delete port eth1 from bridge br1\ndelete bridge br1\nset link eth1 (host) down mtu 1500\n"
+    );
     assert_eq!(sorted(seen.clone()), sorted(start));
     assert_eq!(node::plan(&gone("br1", DeletionPolicy::Revert), &seen).bridges[0].verdict, Verdict::Removed);
 }
@@ -122,7 +141,10 @@ fn a_hand_made_bridge_is_adopted_and_only_named_columns_are_set() {
     ovs.bridges[i].fail_mode = Some("secure".into());
     let start = seen.clone();
     let mut b = bridge("br1", over("eth1"));
-    assert_eq!(settle(&want(vec![b.clone()]), &mut seen), "set link eth1 (host) up\nset bridge br1 external_ids:mooring-bridge=br1 external_ids:mooring-set=\nset port eth1 external_ids:mooring-was-up.eth1=false\n");
+    assert_eq!(
+        settle(&want(vec![b.clone()]), &mut seen),
+        "set link eth1 (host) up\nset bridge br1 external_ids:mooring-bridge=br1 external_ids:mooring-set=\nset port eth1 external_ids:mooring-was-up.eth1=false\n"
+    );
     (b.mcast_snooping, b.allowed_vlans) = (true, "7".parse().unwrap());
     assert_eq!(
         settle(&want(vec![b.clone()]), &mut seen),
@@ -133,7 +155,10 @@ set port eth1 trunks=7 external_ids:mooring-set=trunks external_ids:mooring-was-
     );
     // No longer named: as it was.
     b.mcast_snooping = false;
-    assert_eq!(settle(&want(vec![b]), &mut seen), "set bridge br1 mcast_snooping_enable=false external_ids:mooring-set= external_ids:mooring-was-mcast_snooping=\n");
+    assert_eq!(
+        settle(&want(vec![b]), &mut seen),
+        "set bridge br1 mcast_snooping_enable=false external_ids:mooring-set= external_ids:mooring-was-mcast_snooping=\n"
+    );
     settle(&gone("br1", DeletionPolicy::Revert), &mut seen);
     assert_eq!(sorted(seen), sorted(start));
 }
@@ -196,21 +221,39 @@ fn bonds_that_cannot_work_are_refused() {
     let run = |b: Bond| refusal(&want(vec![bridge("br1", Some(Uplink::Bond(b)))]), &seen).1;
     assert_eq!(run(bond("bond1", &["eth1"])), "spec.uplink.bond \"bond1\": needs at least two interfaces");
     assert_eq!(run(bond("bond1", &["eth1", "eth1"])), "spec.uplink.bond \"bond1\": names eth1 twice");
-    assert_eq!(run(bond("eth1", &["eth1", "eth2"])), "spec.uplink.bond \"eth1\": must not have the name of one of its interfaces");
-    assert_eq!(run(Bond { mode: BondMode::BalanceTcp, ..bond("bond1", &["eth1", "eth2"]) }), "spec.uplink.bond \"bond1\": mode balance-tcp needs lacp active or passive (ovs-vswitchd.conf.db(5))");
-    assert_eq!(run(bond("bond1", &["eth1", "eth9"])), "spec.uplink.bond.interfaces \"eth9\": there is no such NIC on this node, it has eth0, eth1, eth2");
+    assert_eq!(
+        run(bond("eth1", &["eth1", "eth2"])),
+        "spec.uplink.bond \"eth1\": must not have the name of one of its interfaces"
+    );
+    assert_eq!(
+        run(Bond { mode: BondMode::BalanceTcp, ..bond("bond1", &["eth1", "eth2"]) }),
+        "spec.uplink.bond \"bond1\": mode balance-tcp needs lacp active or passive (ovs-vswitchd.conf.db(5))"
+    );
+    assert_eq!(
+        run(bond("bond1", &["eth1", "eth9"])),
+        "spec.uplink.bond.interfaces \"eth9\": there is no such NIC on this node, it has eth0, eth1, eth2"
+    );
 }
 
 #[test]
 fn second_bridge_on_same_uplink_is_refused() {
     let mut seen = switch::node(&["eth0", "eth1"]);
     let d = want(vec![bridge("br1", over("eth1")), bridge("br2", over("eth1"))]);
-    assert_eq!(refusal(&d, &seen), ("UplinkShared".into(), "spec.uplink.interface \"eth1\": eth1 is the uplink of Bridge br1 on this node too, a NIC serves one bridge".into()));
+    assert_eq!(
+        refusal(&d, &seen),
+        (
+            "UplinkShared".into(),
+            "spec.uplink.interface \"eth1\": eth1 is the uplink of Bridge br1 on this node too, a NIC serves one bridge".into()
+        )
+    );
     assert_eq!(node::plan(&d, &seen).bridges[0].verdict, Verdict::Change);
     // One that is not ours holds it.
     let i = add_bridge(&mut seen, "other");
     seen.ovs.as_mut().unwrap().bridges[i].ports.push(port("eth1"));
-    assert_eq!(refusal(&want(vec![bridge("br1", over("eth1"))]), &seen), ("UplinkInUse".into(), "spec.uplink.interface \"eth1\": eth1 is in bridge other".into()));
+    assert_eq!(
+        refusal(&want(vec![bridge("br1", over("eth1"))]), &seen),
+        ("UplinkInUse".into(), "spec.uplink.interface \"eth1\": eth1 is in bridge other".into())
+    );
 }
 
 #[test]
@@ -222,14 +265,46 @@ fn uplinks_that_cannot_be_are_refused_with_their_reason() {
     let mut slave = net::link(52, "eth5", LinkKind::Physical);
     slave.master = Some(51);
     seen.host.links.extend([child, br, slave, net::link(53, "lo", LinkKind::Loopback)]);
-    seen.host.addrs.push(Addr { dev: name("eth0"), addr: "192.168.1.2/24".parse().unwrap(), scope_link: false, permanent: true, tentative: false, dad_failed: false });
-    seen.host.addrs.push(Addr { dev: name("eth2"), addr: "fe80::2/64".parse().unwrap(), scope_link: true, permanent: true, tentative: false, dad_failed: false });
+    seen.host.addrs.push(Addr {
+        dev: name("eth0"),
+        addr: "192.168.1.2/24".parse().unwrap(),
+        scope_link: false,
+        permanent: true,
+        tentative: false,
+        dad_failed: false,
+    });
+    seen.host.addrs.push(Addr {
+        dev: name("eth2"),
+        addr: "fe80::2/64".parse().unwrap(),
+        scope_link: true,
+        permanent: true,
+        tentative: false,
+        dad_failed: false,
+    });
     let run = |nic: &str| refusal(&want(vec![bridge("br1", over(nic))]), &seen);
-    assert_eq!(run("eth9"), ("UplinkNotFound".into(), "spec.uplink.interface \"eth9\": there is no such NIC on this node, it has eth0, eth1, eth2, eth5".into()));
+    assert_eq!(
+        run("eth9"),
+        (
+            "UplinkNotFound".into(),
+            "spec.uplink.interface \"eth9\": there is no such NIC on this node, it has eth0, eth1, eth2, eth5".into()
+        )
+    );
     assert_eq!(run("eth0"), ("UplinkCarriesNodeAddress".into(), "spec.uplink.interface \"eth0\": eth0 has the node's address 192.168.1.2/24, which would be cut off; moving addresses is not implemented yet".into()));
-    assert_eq!(run("eth1"), ("UplinkInUse".into(), "spec.uplink.interface \"eth1\": eth1 is the parent of macvlan interface mv0; a NIC has one receiver in the kernel".into()));
+    assert_eq!(
+        run("eth1"),
+        (
+            "UplinkInUse".into(),
+            "spec.uplink.interface \"eth1\": eth1 is the parent of macvlan interface mv0; a NIC has one receiver in the kernel"
+                .into()
+        )
+    );
     assert_eq!(run("eth5"), ("UplinkInUse".into(), "spec.uplink.interface \"eth5\": eth5 belongs to virbr0".into()));
-    for (nic, what) in [("lo", "the loopback interface"), ("virbr0", "a Linux bridge"), ("wlan0", "a wireless interface"), ("mv0", "a macvlan interface")] {
+    for (nic, what) in [
+        ("lo", "the loopback interface"),
+        ("virbr0", "a Linux bridge"),
+        ("wlan0", "a wireless interface"),
+        ("mv0", "a macvlan interface"),
+    ] {
         let (reason, text) = run(nic);
         assert_eq!(reason, "UplinkUnsupported");
         assert!(text.contains(what), "{text}");
@@ -238,7 +313,10 @@ fn uplinks_that_cannot_be_are_refused_with_their_reason() {
     settle(&want(vec![bridge("br1", over("eth2"))]), &mut seen.clone());
     let mut big = bridge("br1", over("eth2"));
     big.mtu = Some(Mtu::new(9500).unwrap());
-    assert_eq!(refusal(&want(vec![big]), &seen), ("InvalidMtu".into(), "spec.mtu \"9500\": eth2 takes at most 9216 (spec.uplink.interface)".into()));
+    assert_eq!(
+        refusal(&want(vec![big]), &seen),
+        ("InvalidMtu".into(), "spec.mtu \"9500\": eth2 takes at most 9216 (spec.uplink.interface)".into())
+    );
 }
 
 #[test]
@@ -246,12 +324,23 @@ fn names_and_switches_that_are_not_there_are_refused() {
     let seen = switch::node(&["eth0", "eth1"]);
     let none = Observed { ovs: None, ..seen.clone() };
     assert_eq!(refusal(&want(vec![bridge("br1", None)]), &none).0, "OvsUnavailable");
-    assert_eq!(refusal(&want(vec![bridge("eth1", None)]), &seen), ("NameInUse".into(), "metadata.name \"eth1\": an interface of this node has this name, and a bridge's local port needs it".into()));
+    // Nor is it known whether anything of ours is left.
+    assert_eq!(refusal(&gone("br1", DeletionPolicy::Revert), &none).0, "OvsUnavailable");
+    assert_eq!(
+        refusal(&want(vec![bridge("eth1", None)]), &seen),
+        (
+            "NameInUse".into(),
+            "metadata.name \"eth1\": an interface of this node has this name, and a bridge's local port needs it".into()
+        )
+    );
     let mut userspace = seen.clone();
     userspace.ovs.as_mut().unwrap().datapath_types = vec!["netdev".into()];
     let mut b = bridge("br1", None);
     b.datapath_type = Some(DatapathType::System);
-    assert_eq!(refusal(&want(vec![b.clone()]), &userspace), ("DatapathUnavailable".into(), "spec.datapathType \"system\": this node's Open vSwitch offers netdev".into()));
+    assert_eq!(
+        refusal(&want(vec![b.clone()]), &userspace),
+        ("DatapathUnavailable".into(), "spec.datapathType \"system\": this node's Open vSwitch offers netdev".into())
+    );
     b.datapath_type = None;
     settle(&want(vec![b.clone()]), &mut userspace);
     assert_eq!(userspace.ovs.unwrap().bridges[0].datapath_type, "netdev");
@@ -283,9 +372,15 @@ fn an_uplink_may_be_named_in_many_ways() {
     assert_eq!(port_of(Uplink::CanReach("172.16.9.9".parse().unwrap())), "eth2");
     assert_eq!(port_of(Uplink::CanReach("8.8.8.8".parse().unwrap())), "eth1");
     let err = |u: Uplink, s: &Observed| refusal(&want(vec![bridge("br1", Some(u))]), s);
-    assert_eq!(err(Uplink::CanReach("fd00::1".parse().unwrap()), &seen), ("UplinkNotFound".into(), "spec.uplink.canReach \"fd00::1\": the node has no route to it".into()));
+    assert_eq!(
+        err(Uplink::CanReach("fd00::1".parse().unwrap()), &seen),
+        ("UplinkNotFound".into(), "spec.uplink.canReach \"fd00::1\": the node has no route to it".into())
+    );
     seen.host.links[2].mac = Some(mac);
-    assert_eq!(err(Uplink::Mac(mac), &seen), ("UplinkAmbiguous".into(), format!("spec.uplink.mac \"{mac}\": eth1, eth2 have this hardware address, name one of them")));
+    assert_eq!(
+        err(Uplink::Mac(mac), &seen),
+        ("UplinkAmbiguous".into(), format!("spec.uplink.mac \"{mac}\": eth1, eth2 have this hardware address, name one of them"))
+    );
     // Slaves of a bond have its address: the bond is meant.
     let mut b = net::link(70, "bond0", LinkKind::Bond);
     b.mac = Some(mac);
@@ -293,6 +388,40 @@ fn an_uplink_may_be_named_in_many_ways() {
     (seen.host.links[1].master, seen.host.links[2].master) = (Some(70), Some(70));
     settle(&want(vec![bridge("br1", Some(Uplink::Mac(mac)))]), &mut seen);
     assert!(seen.ovs.unwrap().bridges[0].port("bond0").is_some());
+}
+
+#[test]
+fn a_nic_that_is_in_the_bridge_already_may_have_an_address() {
+    let mut seen = switch::node(&["eth0"]);
+    let i = add_bridge(&mut seen, "br1");
+    seen.ovs.as_mut().unwrap().bridges[i].ports.push(port("eth0"));
+    seen.host.addrs.push(Addr {
+        dev: name("eth0"),
+        addr: "192.168.1.2/24".parse().unwrap(),
+        scope_link: false,
+        permanent: true,
+        tentative: false,
+        dad_failed: false,
+    });
+    settle(&want(vec![bridge("br1", over("eth0"))]), &mut seen);
+    // The default route goes by the bridge itself: the NIC behind it is meant.
+    seen.host.routes.push(Route::new(Cidr::default_v4(), Some("192.168.1.1".parse().unwrap()), name("br1")));
+    assert_eq!(settle(&want(vec![bridge("br1", Some(Uplink::DefaultRoute))]), &mut seen), "");
+}
+
+#[test]
+fn an_uplink_that_a_removed_bridge_still_holds_is_refused_until_it_is_free() {
+    let mut seen = switch::node(&["eth0", "eth1"]);
+    settle(&want(vec![bridge("br1", over("eth1"))]), &mut seen);
+    let desired = NodeDesired {
+        bridges: vec![bridge("br2", over("eth1"))],
+        removed: vec![BridgeRemoved { name: name("br1"), deletion_policy: DeletionPolicy::Revert }],
+    };
+    let p = node::plan(&desired, &seen);
+    assert_eq!((p.bridges[0].verdict.reason(), p.bridges[1].verdict.reason()), ("Removing", "UplinkInUse"));
+    apply(&p.bridges[0].plan, &mut seen);
+    let p = node::plan(&desired, &seen);
+    assert_eq!((p.bridges[0].verdict.reason(), p.bridges[1].verdict.reason()), ("Removed", "Changing"));
 }
 
 #[test]

@@ -24,7 +24,12 @@ fn a_tenth_of_the_nodes_but_at_least_one_changes_at_once() {
 
 #[test]
 fn control_plane_nodes_come_last_and_the_first_failure_stops_all() {
-    let mut nodes = vec![node("a", true, Progress::Pending), node("b", false, Progress::Changing), node("c", false, Progress::Pending), node("d", false, Progress::Paused)];
+    let mut nodes = vec![
+        node("a", true, Progress::Pending),
+        node("b", false, Progress::Changing),
+        node("c", false, Progress::Pending),
+        node("d", false, Progress::Paused),
+    ];
     assert_eq!(names(next(&nodes, MaxUnavailable::Count(3))), "c");
     nodes[2].progress = Progress::Done;
     assert_eq!(names(next(&nodes, MaxUnavailable::Count(3))), "", "b is still changing");

@@ -19,8 +19,24 @@ const NEXT_HOP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1
 /// Interfaces of the host whose addresses are no address of the node: bridges and devices of container engines, other
 /// CNIs and virtualisation.
 const NOT_THE_NODES: [&str; 18] = [
-    "lo", "docker", "cbr", "cni", "dummy", "virbr", "lxcbr", "lxc", "veth", "cali", "tunl", "vxlan", "flannel", "kube-", "nodelocaldns",
-    "cilium", "vx-submariner", HOST_VETH_PREFIX,
+    "lo",
+    "docker",
+    "cbr",
+    "cni",
+    "dummy",
+    "virbr",
+    "lxcbr",
+    "lxc",
+    "veth",
+    "cali",
+    "tunl",
+    "vxlan",
+    "flannel",
+    "kube-",
+    "nodelocaldns",
+    "cilium",
+    "vx-submariner",
+    HOST_VETH_PREFIX,
 ];
 
 /// How the node is reached from the pod.
@@ -61,7 +77,9 @@ impl Node {
         let has = |v4| input.nic.addrs.iter().any(|a| a.is_ipv4() == v4);
         let cluster = input.settings.cluster();
         let theirs = |dev: &IfName| !NOT_THE_NODES.iter().any(|p| dev.as_str().starts_with(p));
-        let is_nodes = |a: &&model::observed::Addr| theirs(&a.dev) && !is_link_local(a.addr.ip()) && !cluster.iter().any(|c| c.contains(a.addr.ip()));
+        let is_nodes = |a: &&model::observed::Addr| {
+            theirs(&a.dev) && !is_link_local(a.addr.ip()) && !cluster.iter().any(|c| c.contains(a.addr.ip()))
+        };
         let mut seen: Vec<_> = input.host.addrs.iter().filter(is_nodes).collect();
         seen.sort_by_key(|a| a.addr.ip());
         let eth0 = first_nic(input);
@@ -72,7 +90,11 @@ impl Node {
             // The node's address in the pod's own subnet, else on the NIC of its default route, else its first. The same
             // for all pods of a node, whatever order the kernel lists addresses in.
             let mine = ip_of(input, eth0, v4);
-            let uplink = lookup::in_table(&input.host.routes, TABLE_MAIN, if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() });
+            let uplink = lookup::in_table(
+                &input.host.routes,
+                TABLE_MAIN,
+                if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() },
+            );
             let rank = |a: &&&model::observed::Addr| {
                 let near = mine.is_some_and(|ip| a.addr.network().contains(ip));
                 let on_default = uplink.is_some_and(|r| r.dev == a.dev);
@@ -100,14 +122,24 @@ impl Node {
     fn routes(&self, cluster: &[Cidr], ipv4: bool, table: u32) -> Vec<Route> {
         let Some((hop, stand_in)) = self.hops.iter().find(|(ip, _)| ip.is_ipv4() == ipv4).copied() else { return Vec::new() };
         let src = if self.way == Way::Underlay && ipv4 { self.src_v4 } else { None };
-        let route = |dst, gw: Option<IpAddr>| Route { src, onlink: stand_in && gw.is_some(), ..Route::new(dst, gw, self.out.clone()).in_table(table) };
+        let route = |dst, gw: Option<IpAddr>| Route {
+            src,
+            onlink: stand_in && gw.is_some(),
+            ..Route::new(dst, gw, self.out.clone()).in_table(table)
+        };
         let nodes = self.addrs.iter().filter(|ip| ip.is_ipv4() == ipv4);
         let nodes = nodes.map(|ip| route(Cidr::host(*ip), (self.way == Way::Overlay && *ip != hop).then_some(hop)));
         nodes.chain(cluster.iter().filter(|c| c.is_ipv4() == ipv4).map(|c| route(*c, Some(hop)))).collect()
     }
 
     /// From the host: device, next hop, and the neighbour's MAC where it is to be made permanent.
-    pub fn back_to_pod(&self, input: &CoordinateInput<'_>, way: Way, first: bool, ip: IpAddr) -> Option<(IfName, Option<IpAddr>, Option<MacAddr>)> {
+    pub fn back_to_pod(
+        &self,
+        input: &CoordinateInput<'_>,
+        way: Way,
+        first: bool,
+        ip: IpAddr,
+    ) -> Option<(IfName, Option<IpAddr>, Option<MacAddr>)> {
         if way == Way::Underlay && first {
             return Some((input.owner.attachment.link_name(HOST_VETH_PREFIX), None, Some(pair_macs(input.owner).1)));
         }
@@ -156,7 +188,15 @@ pub(crate) fn put(p: &mut Plan, ns: Ns, state: &NetnsState, want: Route, replace
 }
 
 fn rule(p: &mut Plan, input: &CoordinateInput<'_>, from: IpAddr, table: u32) {
-    let rule = Rule { priority: RULE_PREF, from: Some(Cidr::host(from)), to: None, iif: None, fwmark: None, table, ipv4: from.is_ipv4() };
+    let rule = Rule {
+        priority: RULE_PREF,
+        from: Some(Cidr::host(from)),
+        to: None,
+        iif: None,
+        fwmark: None,
+        table,
+        ipv4: from.is_ipv4(),
+    };
     if !input.pod.rules.contains(&rule) {
         p.push(Step::AddRule { ns: Ns::Pod, rule });
     }
@@ -193,7 +233,9 @@ pub(crate) fn pod(input: &CoordinateInput<'_>, way: Way, first: bool, node: &Nod
             let to_node = node.routes(&cluster, ipv4, TABLE_MAIN);
             let plain = |r: &Route, table| Route { table, metric: None, ..r.clone() };
             // What leads to the node is made for each table, not copied: main may have another one, from before us.
-            let copied = |nic, table| own_routes(input.pod, nic, ipv4).filter(|r| !to_node.iter().any(|n| n.dst == r.dst)).map(move |r| plain(r, table));
+            let copied = |nic, table| {
+                own_routes(input.pod, nic, ipv4).filter(|r| !to_node.iter().any(|n| n.dst == r.dst)).map(move |r| plain(r, table))
+            };
             let mut own: Vec<Route> = copied(input.ifname, table).collect();
             own.extend(policy.cloned());
             own.extend(gw.map(|gw| Route::new(Cidr::default_for(gw), Some(gw), input.ifname.clone()).in_table(table)));
@@ -204,7 +246,10 @@ pub(crate) fn pod(input: &CoordinateInput<'_>, way: Way, first: bool, node: &Nod
             // A route by a gateway needs the gateway's network first.
             own.sort_by_key(|r| r.gw.is_some());
             let mut eth0s: Vec<Route> = copied(eth0, 100).collect();
-            eth0s.extend(gateway_of(input.pod, eth0, ipv4).map(|gw| Route::new(Cidr::default_for(gw), Some(gw), eth0.clone()).in_table(100)));
+            eth0s.extend(
+                gateway_of(input.pod, eth0, ipv4)
+                    .map(|gw| Route::new(Cidr::default_for(gw), Some(gw), eth0.clone()).in_table(100)),
+            );
             eth0s.extend(node.routes(&cluster, ipv4, 100));
             eth0s.sort_by_key(|r| r.gw.is_some());
             for r in own.into_iter().chain(eth0s) {
@@ -252,7 +297,11 @@ fn policy_routes(input: &CoordinateInput<'_>, table: u32) -> Result<Vec<Route>, 
         }
         if !input.nic.addrs.iter().any(|a| a.network().contains(*gw)) {
             let nets = input.nic.addrs.iter().map(|a| a.network().to_string()).collect::<Vec<_>>().join(", ");
-            return Err(Refusal::invalid(format!("policyRoutes[{i}].gw"), gw, format!("is in no network of {}, which has {nets}", input.ifname)));
+            return Err(Refusal::invalid(
+                format!("policyRoutes[{i}].gw"),
+                gw,
+                format!("is in no network of {}, which has {nets}", input.ifname),
+            ));
         }
         out.push(Route::new(*dst, Some(*gw), input.ifname.clone()).in_table(table));
     }

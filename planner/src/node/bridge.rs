@@ -6,7 +6,7 @@ use model::desired::{BridgeDesired, DatapathType, FailMode, Uplink};
 use model::observed::{Observed, OvsBridge, OvsPort};
 use model::{BridgeName, IfName};
 
-use super::ports::{self, Column, Ids, IdSet};
+use super::ports::{self, Column, IdSet, Ids};
 use super::removal::release;
 use super::uplink::{self, Resolved};
 use super::{MARK, No, Reason, SET, WAS};
@@ -14,10 +14,7 @@ use crate::step::{Bridge, Interface, LinkSet, Port, PortSet};
 use crate::{Ns, Plan, Refusal, Step};
 
 pub(crate) fn plan(want: &BridgeDesired, seen: &Observed, claimed: &mut BTreeMap<IfName, BridgeName>) -> Result<Plan, No> {
-    let no = |reason, r: Refusal| No(reason, r);
-    let Some(ovs) = &seen.ovs else {
-        return Err(no(Reason::OvsUnavailable, Refusal::new(crate::Class::Later, "metadata.name", &want.name, "Open vSwitch's database is not reachable on this node")));
-    };
+    let ovs = seen.ovs.as_ref().ok_or_else(|| no_switch(&want.name))?;
     let there = ovs.bridge(want.name.as_str());
     let datapath = datapath(want, &ovs.datapath_types)?;
     if there.is_none() {
@@ -62,11 +59,21 @@ pub(crate) fn plan(want: &BridgeDesired, seen: &Observed, claimed: &mut BTreeMap
     Ok(plan)
 }
 
+pub(crate) fn no_switch(name: &BridgeName) -> No {
+    No(
+        Reason::OvsUnavailable,
+        Refusal::new(crate::Class::Later, "metadata.name", name, "Open vSwitch's database is not reachable on this node"),
+    )
+}
+
 fn datapath(want: &BridgeDesired, offered: &[String]) -> Result<DatapathType, No> {
     let has = |d: DatapathType| offered.is_empty() || offered.iter().any(|o| o == d.as_str());
     match want.datapath_type {
         Some(d) if has(d) => Ok(d),
-        Some(d) => Err(No(Reason::DatapathUnavailable, Refusal::missing("spec.datapathType", d, format!("this node's Open vSwitch offers {}", offered.join(", "))))),
+        Some(d) => Err(No(
+            Reason::DatapathUnavailable,
+            Refusal::missing("spec.datapathType", d, format!("this node's Open vSwitch offers {}", offered.join(", "))),
+        )),
         None if has(DatapathType::System) => Ok(DatapathType::System),
         None => Ok(DatapathType::Netdev),
     }
@@ -87,7 +94,10 @@ fn claim(want: &BridgeDesired, u: &Uplink, seen: &Observed, claimed: &mut BTreeM
     let up = uplink::resolve(u, &want.name, seen)?;
     for nic in &up.interfaces {
         if let Some(other) = claimed.get(nic) {
-            return Err(up.no(Reason::UplinkShared, format!("{nic} is the uplink of Bridge {other} on this node too, a NIC serves one bridge")));
+            return Err(up.no(
+                Reason::UplinkShared,
+                format!("{nic} is the uplink of Bridge {other} on this node too, a NIC serves one bridge"),
+            ));
         }
     }
     for nic in &up.interfaces {
@@ -110,16 +120,25 @@ fn same_interfaces(p: &OvsPort, up: &Resolved) -> bool {
 }
 
 /// Steps for the NICs, then for the port.
-fn uplink_port(want: &BridgeDesired, up: &Resolved, there: Option<&OvsBridge>, seen: &Observed) -> Result<(Vec<Step>, Vec<Step>), No> {
+fn uplink_port(
+    want: &BridgeDesired,
+    up: &Resolved,
+    there: Option<&OvsBridge>,
+    seen: &Observed,
+) -> Result<(Vec<Step>, Vec<Step>), No> {
     let existing = existing_port(up, there);
     if existing.is_none() {
         // A bond of ours that gets other interfaces is made anew; what it holds now is not in the way.
         let ours = there.and_then(|b| b.port(up.port.as_str())).filter(|p| p.external_ids.contains_key(MARK));
         if let (None, Some(p)) = (ours, there.and_then(|b| b.port(up.port.as_str()))) {
-            return Err(up.no(Reason::NameInUse, format!("the bridge has a port {} with other interfaces that is not ours", p.name)));
+            return Err(
+                up.no(Reason::NameInUse, format!("the bridge has a port {} with other interfaces that is not ours", p.name))
+            );
         }
         for nic in &up.interfaces {
-            let leaving = there.is_some_and(|b| b.ports.iter().any(|p| p.external_ids.contains_key(MARK) && p.interfaces.iter().any(|i| i.name == nic.as_str())));
+            let leaving = there.is_some_and(|b| {
+                b.ports.iter().any(|p| p.external_ids.contains_key(MARK) && p.interfaces.iter().any(|i| i.name == nic.as_str()))
+            });
             if !leaving {
                 uplink::fit(up, nic, &want.name, seen)?;
             }
@@ -169,7 +188,8 @@ fn notes_of(up: &Resolved, there: Option<&OvsBridge>) -> IdSet {
 
 /// Defaults count as not named on what was there before.
 fn port_columns(want: &BridgeDesired, up: &Resolved, have: &dyn Fn(&str) -> Option<String>, made: bool) -> Vec<Column> {
-    let column = |key, value: Option<String>, default: bool| Column { key, have: have(key), want: (made || !default).then_some(value) };
+    let column =
+        |key, value: Option<String>, default: bool| Column { key, have: have(key), want: (made || !default).then_some(value) };
     let mut out = vec![column("trunks", ports::trunks_text(&want.allowed_vlans), want.allowed_vlans.is_empty())];
     if made {
         out.push(column("tag", None, true));
@@ -186,7 +206,14 @@ fn port_columns(want: &BridgeDesired, up: &Resolved, have: &dyn Fn(&str) -> Opti
 }
 
 /// Up, and the MTU where one is wanted; `notes` gets what it was before.
-fn nic_steps(want: &BridgeDesired, up: &Resolved, nic: &IfName, ids: &Ids, seen: &Observed, notes: &mut IdSet) -> Result<Option<Step>, No> {
+fn nic_steps(
+    want: &BridgeDesired,
+    up: &Resolved,
+    nic: &IfName,
+    ids: &Ids,
+    seen: &Observed,
+    notes: &mut IdSet,
+) -> Result<Option<Step>, No> {
     let Some(link) = seen.host.link(nic) else { return Ok(None) };
     let (mut set, mut was) = (LinkSet::default(), LinkSet::default());
     let noted = |key: &String| ids.get(key);
@@ -202,7 +229,10 @@ fn nic_steps(want: &BridgeDesired, up: &Resolved, nic: &IfName, ids: &Ids, seen:
     match (want.mtu, noted(&key)) {
         (Some(m), before) if m.get() != link.mtu => {
             if let Some(max) = link.max_mtu.filter(|max| *max != 0 && m.get() > *max) {
-                return Err(No(Reason::InvalidMtu, Refusal::invalid("spec.mtu", m, format!("{nic} takes at most {max} ({})", up.field))));
+                return Err(No(
+                    Reason::InvalidMtu,
+                    Refusal::invalid("spec.mtu", m, format!("{nic} takes at most {max} ({})", up.field)),
+                ));
             }
             mtu(m.get());
             if before.is_none() {
@@ -236,9 +266,14 @@ pub(crate) fn restore_nics(p: &OvsPort, seen: &Observed, but: &[IfName]) -> Vec<
 }
 
 fn bridge_columns(want: &BridgeDesired, have: &dyn Fn(&str) -> Option<String>, ids: Option<&Ids>, made: bool) -> Vec<Column> {
-    let column = |key, value: Option<String>, default: bool| Column { key, have: have(key), want: (made || !default).then_some(value) };
+    let column =
+        |key, value: Option<String>, default: bool| Column { key, have: have(key), want: (made || !default).then_some(value) };
     let mut out = vec![
-        column("fail_mode", (want.fail_mode != FailMode::Standalone).then(|| want.fail_mode.to_string()), want.fail_mode == FailMode::Standalone),
+        column(
+            "fail_mode",
+            (want.fail_mode != FailMode::Standalone).then(|| want.fail_mode.to_string()),
+            want.fail_mode == FailMode::Standalone,
+        ),
         column("mcast_snooping", Some(want.mcast_snooping.to_string()), !want.mcast_snooping),
         column("hwaddr", want.hwaddr.map(|m| m.to_string()), want.hwaddr.is_none()),
     ];

@@ -175,7 +175,12 @@ pub(crate) fn port_as_is(p: &OvsPort) -> Port {
         interfaces: p
             .interfaces
             .iter()
-            .map(|i| Interface { name: i.name.clone(), kind: i.kind.clone(), external_ids: i.external_ids.clone(), ..Interface::default() })
+            .map(|i| Interface {
+                name: i.name.clone(),
+                kind: i.kind.clone(),
+                external_ids: i.external_ids.clone(),
+                ..Interface::default()
+            })
             .collect(),
         set: PortSet {
             tag: p.tag.map(|t| Tag::new(i64::from(t)).ok()),

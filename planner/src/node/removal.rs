@@ -1,11 +1,11 @@
 //! The plan of a bridge that is no longer wanted here: take back what is ours, or only our marks. Does not know bridges
 //! that are wanted.
 
-use model::{BridgeName, Owner};
 use model::desired::{BridgeRemoved, DeletionPolicy};
 use model::observed::{Observed, OvsBridge, OvsPort};
+use model::{BridgeName, Owner};
 
-use super::bridge::restore_nics;
+use super::bridge::{no_switch, restore_nics};
 use super::ports::{self, Column};
 use super::{MARK, SET, Verdict};
 use crate::step::{BridgeSet, PortSet};
@@ -15,14 +15,17 @@ const BRIDGE_COLUMNS: [&str; 5] = ["fail_mode", "mcast_snooping", "hwaddr", "dat
 const PORT_COLUMNS: [&str; 5] = ["trunks", "bond_mode", "lacp", "bond_updelay", "bond_downdelay"];
 
 pub(crate) fn plan(r: &BridgeRemoved, seen: &Observed) -> (Plan, Verdict) {
-    let there = seen.ovs.as_ref().and_then(|o| o.bridge(r.name.as_str())).filter(|b| b.external_ids.contains_key(MARK));
+    let Some(ovs) = &seen.ovs else { return (Plan::default(), no_switch(&r.name).into()) };
+    let there = ovs.bridge(r.name.as_str()).filter(|b| b.external_ids.contains_key(MARK));
     let Some(b) = there else { return (Plan::default(), Verdict::Removed) };
     if r.deletion_policy == DeletionPolicy::Orphan {
         return (unmark_all(r, b), Verdict::Orphaned);
     }
     let adopted = b.external_ids.contains_key(SET);
     // On a bridge that was there before, ports of others were there before as well; on ours they came because of it.
-    let uses = |p: &&OvsPort| p.name != b.name && !p.external_ids.contains_key(MARK) && (!adopted || p.external_ids.contains_key(Owner::OVS_KEY));
+    let uses = |p: &&OvsPort| {
+        p.name != b.name && !p.external_ids.contains_key(MARK) && (!adopted || p.external_ids.contains_key(Owner::OVS_KEY))
+    };
     let ports: Vec<String> = b.ports.iter().filter(uses).map(|p| p.name.clone()).collect();
     if !ports.is_empty() {
         return (Plan::default(), Verdict::InUse { ports });

@@ -34,11 +34,16 @@ impl Resolved {
 /// Which links are meant. They may still be unfit: see [`fit`].
 pub(crate) fn resolve(uplink: &Uplink, bridge: &BridgeName, seen: &Observed) -> Result<Resolved, No> {
     let host = &seen.host;
-    let plain = |field, value: String, name: &IfName| Resolved { port: name.clone(), interfaces: vec![name.clone()], field, value };
+    let plain =
+        |field, value: String, name: &IfName| Resolved { port: name.clone(), interfaces: vec![name.clone()], field, value };
     match uplink {
         Uplink::Interface(name) => {
             let field = "spec.uplink.interface";
-            let hit = host.links.iter().find(|l| l.name.as_str() == name).or_else(|| host.links.iter().find(|l| l.altnames.iter().any(|a| a == name)));
+            let hit = host
+                .links
+                .iter()
+                .find(|l| l.name.as_str() == name)
+                .or_else(|| host.links.iter().find(|l| l.altnames.iter().any(|a| a == name)));
             hit.map(|l| plain(field, name.clone(), &l.name)).ok_or_else(|| not_found(field, name, host))
         }
         Uplink::Mac(mac) => {
@@ -48,7 +53,10 @@ pub(crate) fn resolve(uplink: &Uplink, bridge: &BridgeName, seen: &Observed) -> 
                 [one] => Ok(plain(field, mac.to_string(), &one.name)),
                 more => {
                     let names = more.iter().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", ");
-                    Err(No(Reason::UplinkAmbiguous, Refusal::conflict(field, mac, format!("{names} have this hardware address, name one of them"))))
+                    Err(No(
+                        Reason::UplinkAmbiguous,
+                        Refusal::conflict(field, mac, format!("{names} have this hardware address, name one of them")),
+                    ))
                 }
             }
         }
@@ -56,17 +64,25 @@ pub(crate) fn resolve(uplink: &Uplink, bridge: &BridgeName, seen: &Observed) -> 
             let field = "spec.uplink.defaultRoute";
             let any = |ip| lookup::in_table(&host.routes, TABLE_MAIN, ip).filter(|r| r.dst.is_default());
             let route = any(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).or_else(|| any(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
-            let dev = route.map(|r| &r.dev).ok_or_else(|| No(Reason::UplinkNotFound, Refusal::missing(field, true, "the node has no default route")))?;
+            let dev = route
+                .map(|r| &r.dev)
+                .ok_or_else(|| No(Reason::UplinkNotFound, Refusal::missing(field, true, "the node has no default route")))?;
             Ok(plain(field, "true".to_owned(), &behind(dev, bridge, seen)))
         }
         Uplink::CanReach(ip) => {
             let field = "spec.uplink.canReach";
             let dev = lookup::route(host, None, *ip, None).map(|r| &r.dev);
-            let dev = dev.ok_or_else(|| No(Reason::UplinkNotFound, Refusal::missing(field, ip, "the node has no route to it")))?;
+            let dev =
+                dev.ok_or_else(|| No(Reason::UplinkNotFound, Refusal::missing(field, ip, "the node has no route to it")))?;
             Ok(plain(field, ip.to_string(), &behind(dev, bridge, seen)))
         }
         Uplink::Bond(b) => {
-            let r = Resolved { port: b.name.clone(), interfaces: b.interfaces.clone(), field: "spec.uplink.bond", value: b.name.to_string() };
+            let r = Resolved {
+                port: b.name.clone(),
+                interfaces: b.interfaces.clone(),
+                field: "spec.uplink.bond",
+                value: b.name.to_string(),
+            };
             if b.interfaces.len() < 2 {
                 return Err(r.no(Reason::InvalidBond, "needs at least two interfaces"));
             }
@@ -110,7 +126,12 @@ fn behind(dev: &IfName, bridge: &BridgeName, seen: &Observed) -> IfName {
 /// NIC's address, slaves of a bond have the bond's: of these the NIC, or the bond, is meant.
 fn by_mac(host: &NetnsState, mac: MacAddr) -> Vec<&Link> {
     let fits = |l: &&Link| l.mac == Some(mac) || l.permanent_mac == Some(mac);
-    let own = |l: &&Link| !matches!(&l.kind, LinkKind::Vlan { .. } | LinkKind::Macvlan { .. } | LinkKind::Bridge | LinkKind::Tun | LinkKind::Loopback) && l.kind != LinkKind::Other("openvswitch".to_owned());
+    let own = |l: &&Link| {
+        !matches!(
+            &l.kind,
+            LinkKind::Vlan { .. } | LinkKind::Macvlan { .. } | LinkKind::Bridge | LinkKind::Tun | LinkKind::Loopback
+        ) && l.kind != LinkKind::Other("openvswitch".to_owned())
+    };
     let all: Vec<&Link> = host.links.iter().filter(fits).filter(own).collect();
     let in_bond_of_these = |l: &&&Link| l.master.is_some_and(|m| all.iter().any(|b| b.index == m && b.kind == LinkKind::Bond));
     all.iter().filter(|l| !in_bond_of_these(l)).copied().collect()
@@ -129,10 +150,14 @@ fn unsupported(l: &Link) -> Option<&'static str> {
         LinkKind::Bridge => Some("a Linux bridge"),
         LinkKind::Macvlan { .. } => Some("a macvlan interface, which cannot carry other hardware addresses"),
         LinkKind::Tun => Some("a tun or tap device"),
-        LinkKind::Other(k) if k == "openvswitch" || k == "ipvlan" || k == "wireguard" || k == "dummy" => Some("a virtual interface"),
+        LinkKind::Other(k) if k == "openvswitch" || k == "ipvlan" || k == "wireguard" || k == "dummy" => {
+            Some("a virtual interface")
+        }
         // A station may send with its own hardware address only (IEEE 802.11, three-address frames). The kernel names the
         // devices of its wireless stack wl*, udev's scheme too.
-        LinkKind::Physical if l.name.as_str().starts_with("wl") => Some("a wireless interface, which cannot carry other hardware addresses"),
+        LinkKind::Physical if l.name.as_str().starts_with("wl") => {
+            Some("a wireless interface, which cannot carry other hardware addresses")
+        }
         LinkKind::Physical | LinkKind::Veth | LinkKind::Bond | LinkKind::Vlan { .. } | LinkKind::Other(_) => None,
     }
 }
@@ -146,20 +171,34 @@ pub(crate) fn fit(r: &Resolved, nic: &IfName, bridge: &BridgeName, seen: &Observ
         return Err(r.no(Reason::UplinkUnsupported, format!("{nic} is {what}")));
     }
     if let Some((other, port)) = seen.ovs.as_ref().and_then(|o| o.find_interface(nic.as_str())) {
-        let rule = if other.name == bridge.as_str() { format!("{nic} is in port {} of this bridge", port.name) } else { format!("{nic} is in bridge {}", other.name) };
+        let rule = if other.name == bridge.as_str() {
+            format!("{nic} is in port {} of this bridge", port.name)
+        } else {
+            format!("{nic} is in bridge {}", other.name)
+        };
         return Err(r.no(Reason::UplinkInUse, rule));
     }
     if let Some(master) = link.master {
-        let name = host.link_by_index(master).map_or_else(|| format!("the interface with index {master}"), |m| m.name.to_string());
+        let name =
+            host.link_by_index(master).map_or_else(|| format!("the interface with index {master}"), |m| m.name.to_string());
         return Err(r.no(Reason::UplinkInUse, format!("{nic} belongs to {name}")));
     }
-    let child = host.links.iter().find(|l| l.link_index == Some(link.index) && l.link_netnsid.is_none() && matches!(l.kind, LinkKind::Macvlan { .. }));
+    let child = host
+        .links
+        .iter()
+        .find(|l| l.link_index == Some(link.index) && l.link_netnsid.is_none() && matches!(l.kind, LinkKind::Macvlan { .. }));
     if let Some(child) = child {
-        return Err(r.no(Reason::UplinkInUse, format!("{nic} is the parent of macvlan interface {}; a NIC has one receiver in the kernel", child.name)));
+        return Err(r.no(
+            Reason::UplinkInUse,
+            format!("{nic} is the parent of macvlan interface {}; a NIC has one receiver in the kernel", child.name),
+        ));
     }
     let nodes = host.addrs_of(nic).find(|a| !a.scope_link && !link_local(a.addr.ip()));
     if let Some(a) = nodes {
-        return Err(r.no(Reason::UplinkCarriesNodeAddress, format!("{nic} has the node's address {}, which would be cut off; moving addresses is not implemented yet", a.addr)));
+        return Err(r.no(
+            Reason::UplinkCarriesNodeAddress,
+            format!("{nic} has the node's address {}, which would be cut off; moving addresses is not implemented yet", a.addr),
+        ));
     }
     Ok(())
 }

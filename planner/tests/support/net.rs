@@ -2,7 +2,7 @@
 //! gateway, and what is not there.
 
 use model::addr::TABLE_MAIN;
-use model::observed::{Addr, Link, LinkKind, NetnsState, Neighbour};
+use model::observed::{Addr, Link, LinkKind, Neighbour, NetnsState};
 use model::{IfName, Route};
 use planner::lookup;
 use planner::{Ns, Plan, Step};
@@ -52,7 +52,8 @@ fn one(step: &Step, host: &mut NetnsState, pod: &mut NetnsState) -> Result<(), S
             let mut h = link(index, v.host_name.as_str(), LinkKind::Veth);
             (h.mac, h.alias, h.up, h.link_netnsid) = (v.host_mac, Some(v.alias.clone()), false, Some(1));
             let mut p = link(901, v.pod_name.as_str(), LinkKind::Veth);
-            (p.mac, p.alias, p.up, p.link_index, p.link_netnsid) = (v.pod_mac, Some(v.alias.clone()), false, Some(index), Some(0));
+            (p.mac, p.alias, p.up, p.link_index, p.link_netnsid) =
+                (v.pod_mac, Some(v.alias.clone()), false, Some(index), Some(0));
             if host.link(&h.name).is_some() || pod.link(&p.name).is_some() {
                 return Err("name is taken".into());
             }
@@ -72,7 +73,14 @@ fn one(step: &Step, host: &mut NetnsState, pod: &mut NetnsState) -> Result<(), S
             s.neighbours.retain(|n| &n.dev != name);
         }
         Step::AddAddr { ns, dev, addr, .. } => {
-            state!(ns).addrs.push(Addr { dev: dev.clone(), addr: *addr, scope_link: false, permanent: true, tentative: false, dad_failed: false });
+            state!(ns).addrs.push(Addr {
+                dev: dev.clone(),
+                addr: *addr,
+                scope_link: false,
+                permanent: true,
+                tentative: false,
+                dad_failed: false,
+            });
         }
         Step::DelAddr { ns, dev, addr } => state!(ns).addrs.retain(|a| !(&a.dev == dev && &a.addr == addr)),
         Step::AddRoute { ns, route } => {
@@ -80,7 +88,8 @@ fn one(step: &Step, host: &mut NetnsState, pod: &mut NetnsState) -> Result<(), S
             if !s.link(&route.dev).is_some_and(|l| l.up) {
                 return Err("network is down".into());
             }
-            if s.routes.iter().any(|r| r.table == route.table && r.dst == route.dst && lookup::metric(r) == lookup::metric(route)) {
+            if s.routes.iter().any(|r| r.table == route.table && r.dst == route.dst && lookup::metric(r) == lookup::metric(route))
+            {
                 return Err("file exists".into());
             }
             if !on_link(s, route) {

@@ -7,7 +7,10 @@ use planner::{Plan, Step};
 use super::net;
 
 pub fn node(nics: &[&str]) -> Observed {
-    let mut seen = Observed { ovs: Some(Ovs { version: "3.1.0".into(), datapath_types: vec!["netdev".into(), "system".into()], bridges: Vec::new() }), ..Observed::default() };
+    let mut seen = Observed {
+        ovs: Some(Ovs { version: "3.1.0".into(), datapath_types: vec!["netdev".into(), "system".into()], bridges: Vec::new() }),
+        ..Observed::default()
+    };
     for (i, n) in nics.iter().enumerate() {
         let mut l = net::link(i as u32 + 2, n, LinkKind::Physical);
         let mac: model::MacAddr = format!("02:00:00:00:00:{i:02x}").parse().unwrap();
@@ -18,7 +21,11 @@ pub fn node(nics: &[&str]) -> Observed {
 }
 
 pub fn port(name: &str) -> OvsPort {
-    OvsPort { name: name.into(), interfaces: vec![OvsInterface { name: name.into(), ..OvsInterface::default() }], ..OvsPort::default() }
+    OvsPort {
+        name: name.into(),
+        interfaces: vec![OvsInterface { name: name.into(), ..OvsInterface::default() }],
+        ..OvsPort::default()
+    }
 }
 
 /// With its local port, as made by hand.
@@ -99,7 +106,9 @@ fn set_port(p: &mut OvsPort, s: &PortSet) {
 }
 
 fn one(step: &Step, seen: &mut Observed) -> Result<(), String> {
-    let find = |seen: &mut Observed, name: &str| -> Result<usize, String> { seen.ovs.as_ref().unwrap().bridges.iter().position(|b| b.name == name).ok_or(format!("no bridge {name}")) };
+    let find = |seen: &mut Observed, name: &str| -> Result<usize, String> {
+        seen.ovs.as_ref().unwrap().bridges.iter().position(|b| b.name == name).ok_or(format!("no bridge {name}"))
+    };
     match step {
         Step::SetLink { name, set, .. } => {
             let l = seen.host.links.iter_mut().find(|l| &l.name == name).ok_or("no such link")?;
@@ -136,7 +145,11 @@ fn one(step: &Step, seen: &mut Observed) -> Result<(), String> {
             if b.port(&port.name).is_some() {
                 return Err("port is there".into());
             }
-            let interfaces = port.interfaces.iter().map(|i| OvsInterface { name: i.name.clone(), kind: i.kind.clone(), ..OvsInterface::default() }).collect();
+            let interfaces = port
+                .interfaces
+                .iter()
+                .map(|i| OvsInterface { name: i.name.clone(), kind: i.kind.clone(), ..OvsInterface::default() })
+                .collect();
             let mut p = OvsPort { name: port.name.clone(), interfaces, ..OvsPort::default() };
             set_port(&mut p, &port.set);
             b.ports.push(p);
