@@ -4,10 +4,12 @@
 
 mod bridge;
 mod coordinator;
+mod node;
 mod pool;
 
 pub use bridge::{CheckedUplink, bridge, bridge_on_node, trunks, uplink, uplink_in_a_word};
 pub use coordinator::{Coordinator, coordinator, merged};
+pub use node::node;
 pub use pool::{pool, reserved};
 
 use std::net::IpAddr;

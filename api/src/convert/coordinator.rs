@@ -180,4 +180,10 @@ mod tests {
         }
         assert_eq!(coordinator(&settings(json!({"podRPFilter": -1})), None).unwrap().pod_rp_filter, None);
     }
+
+    #[test]
+    fn a_rendered_network_names_the_default_nic_by_its_own_spelling() {
+        let own: CoordinatorSettings = serde_json::from_value(json!({"podDefaultRouteNic": "net1"})).unwrap();
+        assert_eq!(coordinator(&own, None).unwrap().default_route_nic, Some(IfName::new("net1").unwrap()));
+    }
 }

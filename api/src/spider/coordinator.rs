@@ -47,7 +47,8 @@ pub struct CoordinatorSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tune_pod_routes: Option<bool>,
     /// The NIC that keeps the default route.
-    #[serde(rename = "podDefaultRouteNIC", skip_serializing_if = "Option::is_none")]
+    // A rendered network spells it the other way.
+    #[serde(rename = "podDefaultRouteNIC", alias = "podDefaultRouteNic", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 15))]
     pub pod_default_route_nic: Option<String>,
     /// Table of the host for the routes to pods. Default 500.
