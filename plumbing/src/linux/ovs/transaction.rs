@@ -2,6 +2,7 @@
 //! relied on goes along as `wait` operations, so that the server refuses the whole if somebody changed it meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ovsdb::{Columns, Condition, Db, Mutation, Operation, Uuid, Value, columns};
 use planner::Step;
@@ -23,7 +24,14 @@ pub(super) struct Transaction {
 
 /// Err: the step that cannot be done, and why.
 pub(super) fn of(db: &Db, steps: &[Step]) -> Result<Transaction, (usize, StepError)> {
-    let mut build = Build { db, out: Transaction::default(), made: BTreeSet::new(), guarded: BTreeSet::new(), at: 0 };
+    let mut build = Build {
+        db,
+        out: Transaction::default(),
+        made: Made::default(),
+        deleted: Deleted::default(),
+        guarded: BTreeSet::new(),
+        at: 0,
+    };
     for (at, step) in steps.iter().enumerate() {
         build.at = at;
         let done = build.step(step).map_err(|cause| (at, cause))?;
@@ -35,14 +43,36 @@ pub(super) fn of(db: &Db, steps: &[Step]) -> Result<Transaction, (usize, StepErr
 struct Build<'a> {
     db: &'a Db,
     out: Transaction,
-    /// Bridges that this transaction makes.
-    made: BTreeSet<String>,
+    /// What this transaction makes and deletes, which the replica does not show.
+    made: Made,
+    deleted: Deleted,
     /// Bridges whose identity is guarded already.
     guarded: BTreeSet<String>,
     at: usize,
 }
 
+#[derive(Default)]
+struct Made {
+    bridges: BTreeSet<String>,
+    /// With the names by which the transaction's other operations call their rows.
+    ports: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct Deleted {
+    bridges: BTreeSet<String>,
+    ports: BTreeSet<String>,
+}
+
 impl Build<'_> {
+    fn bridge(&self, name: &str) -> Option<&Arc<ovsdb::Bridge>> {
+        self.db.bridge(name).filter(|_| !self.deleted.bridges.contains(name))
+    }
+
+    fn port(&self, name: &str) -> Option<&Arc<ovsdb::Port>> {
+        self.db.port(name).filter(|_| !self.deleted.ports.contains(name))
+    }
+
     fn push(&mut self, operation: Operation) {
         self.out.operations.push(operation);
         self.out.step_of.push(self.at);
@@ -62,10 +92,10 @@ impl Build<'_> {
 
     /// The bridge is there, and is still the one that we looked at when the transaction runs.
     fn need_bridge(&mut self, name: &str) -> Result<(), StepError> {
-        if self.made.contains(name) || self.guarded.contains(name) {
+        if self.made.bridges.contains(name) || self.guarded.contains(name) {
             return Ok(());
         }
-        let bridge = self.db.bridge(name).ok_or_else(|| StepError::NoBridge(name.to_owned()))?;
+        let bridge = self.bridge(name).ok_or_else(|| StepError::NoBridge(name.to_owned()))?;
         let row = columns([("_uuid", bridge.uuid.into())]);
         self.push(Operation::expect("Bridge", vec![Condition::equal("name", name)], &["_uuid"], vec![row]));
         self.guarded.insert(name.to_owned());
@@ -74,7 +104,7 @@ impl Build<'_> {
 
     fn add_bridge(&mut self, b: &Bridge) -> Result<Done, StepError> {
         let name = b.name.as_str();
-        if self.db.bridge(name).is_some() {
+        if self.bridge(name).is_some() || self.made.bridges.contains(name) {
             return Err(StepError::BridgeExists(name.to_owned()));
         }
         self.port_is_free(name, &[name])?;
@@ -92,15 +122,18 @@ impl Build<'_> {
         }
         self.push(Operation::insert("Bridge", row).named(&bridge));
         self.push(Operation::mutate("Open_vSwitch", vec![], vec![Mutation::insert("bridges", Value::named_uuid(&bridge))]));
-        self.made.insert(name.to_owned());
+        self.made.bridges.insert(name.to_owned());
         self.out.interfaces.push((name.to_owned(), at));
         Ok(Done::Changed)
     }
 
     fn del_bridge(&mut self, b: &Bridge) -> Result<Done, StepError> {
-        let Some(bridge) = self.db.bridge(b.name.as_str()) else { return Ok(Done::AlreadySo) };
+        let Some(bridge) = self.bridge(b.name.as_str()) else { return Ok(Done::AlreadySo) };
         // Its ports and their interfaces go with it: they are no roots, and nothing else refers to them.
-        self.push(Operation::mutate("Open_vSwitch", vec![], vec![Mutation::delete("bridges", bridge.uuid)]));
+        let (uuid, ports) = (bridge.uuid, self.db.ports_of(bridge).map(|p| p.name.clone()).collect::<Vec<_>>());
+        self.push(Operation::mutate("Open_vSwitch", vec![], vec![Mutation::delete("bridges", uuid)]));
+        self.deleted.ports.extend(ports);
+        self.deleted.bridges.insert(b.name.to_string());
         Ok(Done::Changed)
     }
 
@@ -134,6 +167,7 @@ impl Build<'_> {
         row.insert("external_ids".to_owned(), map_of(&port.set.external_ids));
         let id = format!("p{at}");
         self.push(Operation::insert("Port", row).named(&id));
+        self.made.ports.insert(port.name.clone(), id.clone());
         // Not the set written anew: others add and remove ports at the same time.
         self.push(Operation::mutate(
             "Bridge",
@@ -146,12 +180,18 @@ impl Build<'_> {
     /// A better word than the server's for what it would refuse by its indexes.
     fn port_is_free(&self, port: &str, interfaces: &[&str]) -> Result<(), StepError> {
         let bridge_of = |uuid: Uuid| self.db.bridge_of(uuid).map(|b| b.name.clone()).unwrap_or_default();
-        if let Some(row) = self.db.port(port) {
+        if self.made.ports.contains_key(port) {
+            return Err(StepError::PortExists { port: port.to_owned(), bridge: "(made by the same plan)".to_owned() });
+        }
+        if let Some(row) = self.port(port) {
             return Err(StepError::PortExists { port: port.to_owned(), bridge: bridge_of(row.uuid) });
         }
         for interface in interfaces {
             let Some(row) = self.db.interface(interface) else { continue };
             let holder = self.db.port_of(row.uuid);
+            if holder.is_some_and(|p| self.deleted.ports.contains(&p.name)) {
+                continue;
+            }
             return Err(StepError::InterfaceTaken {
                 interface: (*interface).to_owned(),
                 port: holder.map(|p| p.name.clone()).unwrap_or_default(),
@@ -161,28 +201,42 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// By name and mark, wherever it is: somebody may have moved it to another bridge.
+    /// By name and mark, wherever it is: somebody may have moved it to another bridge, perhaps just now. So the server looks
+    /// for the bridge that holds it.
     fn del_port(&mut self, bridge: &str, port: &Port) -> Result<Done, StepError> {
-        let Some(row) = self.db.port(&port.name) else { return Ok(Done::AlreadySo) };
-        let marks = |key: &String| key.starts_with("mooring-");
-        let ours = port.set.external_ids.iter().filter(|(k, _)| marks(k)).all(|(k, v)| row.external_ids.get(k) == v.as_ref());
-        if !ours {
+        if let Some(id) = self.made.ports.remove(&port.name) {
+            let gone = Mutation::delete("ports", Value::named_uuid(&id));
+            self.push(Operation::mutate("Bridge", vec![Condition::equal("name", bridge)], vec![gone]));
+            self.out.interfaces.retain(|(name, _)| port.interfaces.iter().all(|i| &i.name != name));
+            return Ok(Done::Changed);
+        }
+        let Some(row) = self.port(&port.name) else { return Ok(Done::AlreadySo) };
+        let mut marks = port.set.external_ids.iter().filter(|(k, _)| k.starts_with("mooring-"));
+        if !marks.all(|(k, v)| row.external_ids.get(k) == v.as_ref()) {
             tracing::warn!(port = port.name, bridge, "a port of that name has another mark and is left alone");
             return Ok(Done::AlreadySo);
         }
-        let Some(holder) = self.db.bridge_of(row.uuid) else { return Ok(Done::AlreadySo) };
-        self.push(Operation::mutate("Bridge", vec![Condition::uuid(holder.uuid)], vec![Mutation::delete("ports", row.uuid)]));
+        let uuid = row.uuid;
+        self.push(Operation::mutate("Bridge", vec![Condition::includes("ports", uuid)], vec![Mutation::delete("ports", uuid)]));
+        self.deleted.ports.insert(port.name.clone());
         Ok(Done::Changed)
     }
 
     fn set_port(&mut self, name: &str, set: &PortSet) -> Result<Done, StepError> {
-        let row = self.db.port(name).ok_or_else(|| StepError::NoPort(name.to_owned()))?;
+        let row = self.port(name).map(|row| row.uuid);
+        let this = || match row {
+            Some(uuid) => vec![Condition::uuid(uuid)],
+            None => vec![Condition::equal("name", name)],
+        };
+        match (row, self.made.ports.contains_key(name)) {
+            (_, true) => {}
+            (Some(_), false) => self.push(Operation::expect_some("Port", this())),
+            (None, false) => return Err(StepError::NoPort(name.to_owned())),
+        }
         let before = self.out.operations.len();
-        let this = || vec![Condition::uuid(row.uuid)];
-        self.push(Operation::expect_some("Port", this()));
         self.update("Port", this(), port_columns(set));
         self.set_map("Port", this(), "external_ids", &set.external_ids);
-        Ok(if self.out.operations.len() > before + 1 { Done::Changed } else { Done::AlreadySo })
+        Ok(if self.out.operations.len() > before { Done::Changed } else { Done::AlreadySo })
     }
 
     fn update(&mut self, table: &str, this: Vec<Condition>, row: Columns) {
