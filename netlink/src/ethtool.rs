@@ -32,8 +32,9 @@ const ETHTOOL_A_BITSET_BITS_BIT: u16 = 1;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
 
-/// Turns it on or off and looks whether it is. Segmentation offload, which needs it, follows by itself.
-pub fn set_tx_checksum(netns: Option<&Netns>, dev: &IfName, on: bool) -> Result<(), Error> {
+/// Turns it on or off, looks whether it is, and says whether it was not so before. Segmentation offload, which needs
+/// it, follows by itself.
+pub fn set_tx_checksum(netns: Option<&Netns>, dev: &IfName, on: bool) -> Result<bool, Error> {
     let open = || Socket::open_protocol(NETLINK_GENERIC);
     let socket = match netns {
         Some(n) => n.enter(open)??,
@@ -41,6 +42,9 @@ pub fn set_tx_checksum(netns: Option<&Netns>, dev: &IfName, on: bool) -> Result<
     };
     let family = family(&socket)?;
     let header = nested(ETHTOOL_A_FEATURES_HEADER, &attr(ETHTOOL_A_HEADER_DEV_NAME, &zero_terminated(dev.as_str())));
+    if is_on(&socket, family, &header)? == on {
+        return Ok(false);
+    }
     let bits: Vec<u8> = FEATURES
         .iter()
         .flat_map(|name| {
@@ -52,23 +56,26 @@ pub fn set_tx_checksum(netns: Option<&Netns>, dev: &IfName, on: bool) -> Result<
         })
         .collect();
     let wanted = nested(ETHTOOL_A_FEATURES_WANTED, &nested(ETHTOOL_A_BITSET_BITS, &bits));
-    socket.request(Generic { family, command: ETHTOOL_MSG_FEATURES_SET, attrs: [header.clone(), wanted].concat() }, 0)?;
-
+    socket.request(Generic { family, command: ETHTOOL_MSG_FEATURES_SET, attrs: [&header[..], &wanted].concat() }, 0)?;
     // The kernel takes a wish that the device then does not follow.
-    let answers = socket.request(Generic { family, command: ETHTOOL_MSG_FEATURES_GET, attrs: header }, 0)?;
+    match is_on(&socket, family, &header)? == on {
+        true => Ok(true),
+        false => Err(Error::ChecksumUnchanged { dev: dev.to_string(), asked_on: on }),
+    }
+}
+
+/// Whether any of them is active.
+fn is_on(socket: &Socket, family: u16, header: &[u8]) -> Result<bool, Error> {
+    let answers = socket.request(Generic { family, command: ETHTOOL_MSG_FEATURES_GET, attrs: header.to_vec() }, 0)?;
     let active = answers
         .iter()
         .find_map(|(_, body)| find(body.get(4..)?, ETHTOOL_A_FEATURES_ACTIVE))
         .ok_or(Error::Malformed("the features of a link lack the active ones"))?;
-    let is_on = find(active, ETHTOOL_A_BITSET_BITS)
+    Ok(find(active, ETHTOOL_A_BITSET_BITS)
         .into_iter()
         .flat_map(attributes)
         .filter_map(|(_, bit)| find(bit, ETHTOOL_A_BITSET_BIT_NAME).and_then(string_of))
-        .any(|name| FEATURES.contains(&name.as_str()));
-    match is_on == on {
-        true => Ok(()),
-        false => Err(Error::ChecksumUnchanged { dev: dev.to_string(), asked_on: on }),
-    }
+        .any(|name| FEATURES.contains(&name.as_str())))
 }
 
 fn family(socket: &Socket) -> Result<u16, Error> {

@@ -250,3 +250,39 @@ pub(crate) fn neighbour(body: &[u8], names: &Names) -> Option<Neighbour> {
     permanent.then_some(())?;
     Some(Neighbour { dev: names.get(&index)?.clone(), ip: ip?, mac: lladdr, permanent })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Attributes that are well formed but for their contents, so that the readers are reached.
+    fn message() -> impl Strategy<Value = Vec<u8>> {
+        let header = prop::collection::vec(any::<u8>(), 0..17);
+        let attr = (0u16..60, prop::collection::vec(any::<u8>(), 0..24));
+        (header, prop::collection::vec(attr, 0..8), any::<bool>()).prop_map(|(mut out, attrs, v4)| {
+            if let Some(family) = out.first_mut() {
+                *family = if v4 { 2 } else { 10 };
+            }
+            for (kind, value) in attrs {
+                out.extend((u16::try_from(value.len()).expect("below 24") + 4).to_ne_bytes());
+                out.extend(kind.to_ne_bytes());
+                out.extend(&value);
+                out.resize(out.len().next_multiple_of(4), 0);
+            }
+            out
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+        #[test]
+        fn no_message_makes_a_reader_panic(bytes in prop_oneof![message(), prop::collection::vec(any::<u8>(), 0..120)]) {
+            let names: Names = [(1, IfName::new("lo").expect("a name"))].into();
+            let _ = (link(&bytes), addr(&bytes, &names), routes(&bytes, &names), rule(&bytes), neighbour(&bytes, &names));
+            let _ = crate::wire::messages(&bytes);
+        }
+    }
+}

@@ -135,10 +135,10 @@ fn checksums_are_completed_in_the_pod_when_offload_is_off() {
     ip_do(&pod, "neigh replace 10.6.0.2 lladdr 0a:00:00:00:00:02 dev net1 nud permanent");
     let tap = tap(&far);
     assert!(!checksum_is_complete(&pod, &tap), "a veth leaves it to the hardware that is not there");
-    set_tx_checksum(Some(&pod), &dev, false).unwrap();
+    assert!(set_tx_checksum(Some(&pod), &dev, false).unwrap());
     assert!(checksum_is_complete(&pod, &tap));
-    set_tx_checksum(Some(&pod), &dev, false).unwrap();
-    set_tx_checksum(Some(&pod), &dev, true).unwrap();
+    assert!(!set_tx_checksum(Some(&pod), &dev, false).unwrap(), "it was so already");
+    assert!(set_tx_checksum(Some(&pod), &dev, true).unwrap());
     assert!(!checksum_is_complete(&pod, &tap));
     let e = set_tx_checksum(Some(&pod), &name("net9"), false).unwrap_err();
     assert_eq!(e.errno(), Some(Errno::ENODEV), "{e}");

@@ -9,7 +9,7 @@ use planner::Step;
 /// Why the host could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    #[error("failed to look at the {place} network namespace: {cause}")]
+    #[error("failed to look at the {place} network namespace: {}", chain(.cause))]
     Netlink { place: &'static str, cause: netlink::Error },
     #[error("open vswitch at {endpoint} does not answer: {cause}")]
     Ovs { endpoint: String, cause: ovsdb::Error },
@@ -54,7 +54,7 @@ impl ApplyError {
 
 impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed to {}: {}", self.step, self.cause)?;
+        write!(f, "failed to {}: {}", self.step, chain(&self.cause))?;
         if let Some(likely) = self.likely() {
             write!(f, "; {likely}")?;
         }
@@ -63,7 +63,7 @@ impl fmt::Display for ApplyError {
             Undo::Incomplete(failed) => {
                 write!(f, "; and could not take back everything:")?;
                 for (i, (step, cause)) in failed.iter().enumerate() {
-                    write!(f, "{} failed to {step}: {cause}", if i == 0 { "" } else { ";" })?;
+                    write!(f, "{} failed to {step}: {}", if i == 0 { "" } else { ";" }, chain(cause))?;
                 }
                 Ok(())
             }
@@ -140,6 +140,11 @@ impl StepError {
     pub(crate) fn no_ofport(interface: String, waited: Duration) -> Self {
         Self::NoOfport { interface, waited_s: waited.as_secs() }
     }
+}
+
+/// An error with its sources, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |e| e.source()).fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 /// What is mostly behind it. Only where experience says so; the kernel's own sentence comes first in any case.

@@ -296,7 +296,8 @@ async fn what_the_kernel_refuses_in_the_middle_of_a_batch_is_named_and_all_is_un
         (
             Step::SetSysctl { ns: Ns::Pod, key: "net/ipv4/conf/net9/arp_notify".into(), value: "1".into(), was: None },
             Errno::ENOENT,
-            "failed to set net/ipv4/conf/net9/arp_notify = 1 (pod): failed to write sysctl net/ipv4/conf/net9/arp_notify",
+            "failed to set net/ipv4/conf/net9/arp_notify = 1 (pod): failed to write sysctl net/ipv4/conf/net9/arp_notify: \
+             No such file or directory (os error 2)",
         ),
     ];
     for (step, errno, text) in bad {

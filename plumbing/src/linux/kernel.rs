@@ -26,17 +26,21 @@ impl Kernel<'_> {
     pub fn carry_out(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
         match run {
             [Step::SetSysctl { .. } | Step::SetTxChecksum { .. } | Step::Announce { .. }] => match self.alone(&run[0]) {
-                Ok(()) => Ok(vec![Done::Changed]),
+                Ok(done) => Ok(vec![done]),
                 Err(cause) => Err(Failed { at: 0, cause, changed: vec![false] }),
             },
             _ => self.batch(run),
         }
     }
 
-    fn alone(&self, step: &Step) -> Result<(), StepError> {
+    fn alone(&self, step: &Step) -> Result<Done, StepError> {
         match step {
             Step::SetSysctl { ns, key, value, .. } => netlink::sysctl::write(Some(self.netns(*ns)?), key, value)?,
-            Step::SetTxChecksum { ns, dev, on } => netlink::set_tx_checksum(Some(self.netns(*ns)?), dev, *on)?,
+            Step::SetTxChecksum { ns, dev, on } => {
+                if !netlink::set_tx_checksum(Some(self.netns(*ns)?), dev, *on)? {
+                    return Ok(Done::AlreadySo);
+                }
+            }
             Step::Announce { ns, dev, ips } => {
                 if netlink::announce(Some(self.netns(*ns)?), dev, ips, CARRIER_WAIT)? == Announced::NoCarrier {
                     tracing::warn!(%dev, "not announced: the interface has no carrier");
@@ -44,7 +48,7 @@ impl Kernel<'_> {
             }
             _ => unreachable!("`parts` puts only these alone"),
         }
-        Ok(())
+        Ok(Done::Changed)
     }
 
     fn netns(&self, ns: Ns) -> Result<&Netns, StepError> {
