@@ -33,6 +33,9 @@ pub struct Args {
     /// or `namespace/name` of a NetworkAttachmentDefinition.
     #[arg(long, value_name = "NAME")]
     pub primary: Option<String>,
+    /// Namespace of this agent: where a pool's bare `multusName` is looked for.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "kube-system")]
+    pub namespace: String,
     #[command(flatten)]
     pub log: runtime::log::LogArgs,
 }

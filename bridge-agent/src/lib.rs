@@ -11,3 +11,7 @@ pub mod endpoints;
 pub mod events;
 pub mod journal;
 pub mod leases;
+pub mod node;
+pub mod run;
+pub mod status;
+pub mod sweep;

@@ -1,0 +1,99 @@
+//! Wiring: which client, which host, and the tasks that make up an agent. Knows what there is to start and in which order,
+//! and nothing of what it does.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use kube::Client;
+use plumbing::{Host, LinuxHost};
+use runtime::Shutdown;
+
+use crate::agent_id;
+use crate::args::Args;
+use crate::attach::{Agent, Me};
+use crate::caches::Caches;
+use crate::cni_server::Server;
+use crate::endpoints::Endpoints;
+use crate::events::Events;
+use crate::journal::{Journal, Work};
+use crate::leases::Leases;
+use crate::node::NodeLoop;
+
+/// Name of the journal in the run directory.
+pub const JOURNAL: &str = "journal";
+/// The name under which the stand-in for the API lets this process delete leases.
+const ACCOUNT: &str = "mooring-agent";
+
+/// Files and names; the rest of what an agent needs comes with it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node: String,
+    pub namespace: String,
+    pub cni_socket: PathBuf,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub cni_conf_dir: PathBuf,
+    pub primary: Option<String>,
+}
+
+/// The agent of this host, until the shutdown.
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
+    let client = match &args.api_socket {
+        Some(path) => standalone::client::unix(path, ACCOUNT),
+        None => Client::try_default().await.context("no kubeconfig, and not in a cluster: name the socket of mooring-standalone with --api-socket")?,
+    };
+    let ovsdb = if args.ovsdb.is_empty() { None } else { Some(args.ovsdb.parse().context("--ovsdb")?) };
+    let host = LinuxHost::new(ovsdb).await.context("failed to open the host's netlink")?;
+    let config = Config {
+        node: args.node,
+        namespace: args.namespace,
+        cni_socket: args.cni_socket,
+        state_dir: args.state_dir,
+        run_dir: args.run_dir,
+        cni_conf_dir: args.cni_conf_dir,
+        primary: args.primary,
+    };
+    run_on(Arc::new(host), client, config, shutdown).await
+}
+
+/// An agent on any host with any client. Returns after the shutdown, when what was in hand has ended.
+pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let agent_id = agent_id::load(&config.state_dir)?.to_string();
+    std::fs::create_dir_all(&config.run_dir).with_context(|| format!("failed to make {}", config.run_dir.display()))?;
+    let (journal, replay) = Journal::open(&config.run_dir.join(JOURNAL))?;
+    tracing::info!(node = config.node, agent_id, records = replay.records, dropped = replay.dropped, "starting");
+    let journal = Arc::new(journal);
+    let held = journal.all().into_iter().flat_map(|e| match e.work {
+        Work::Addresses(a) => a.held.into_iter().map(|h| h.lease).collect(),
+        _ => Vec::new(),
+    });
+    let leases = Arc::new(Leases::new(client.clone(), &config.node, &agent_id, held));
+    let caches = Caches::start(&client, &config.node, &shutdown);
+    let endpoints = Arc::new(Endpoints::new(client.clone()));
+    let events = Events::start(client.clone(), &config.node, shutdown.clone());
+    let me = Me {
+        node: config.node.clone(),
+        agent_id: agent_id.clone(),
+        namespace: config.namespace,
+        cni_conf_dir: config.cni_conf_dir,
+        primary: config.primary,
+    };
+    let agent = Arc::new(Agent::new(me, host.clone(), client.clone(), caches.clone(), journal, leases, endpoints.clone(), events));
+    let swept = agent.sweep().await;
+    tracing::info!(?swept, "compared the journal with the host");
+    // Only now: no call comes in while an earlier life is tidied up.
+    let server = Server::bind(&config.cni_socket)?;
+    let node = NodeLoop::new(host, client, caches, &config.node, &agent_id);
+    tokio::join!(
+        server.run(agent.clone(), shutdown.clone()),
+        node.run(shutdown.clone()),
+        endpoints.run(shutdown.clone()),
+        agent.retry_releases(shutdown.clone()),
+        agent.sweep_leases(shutdown.clone()),
+    );
+    // The next agent makes its own; a caller that finds none is told so at once.
+    let _ = std::fs::remove_file(&config.cni_socket);
+    tracing::info!("stopped");
+    Ok(())
+}
