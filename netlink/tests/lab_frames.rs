@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/netns.rs"]
 mod common;
 
 use std::net::{IpAddr, UdpSocket};

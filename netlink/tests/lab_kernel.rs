@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/netns.rs"]
 mod common;
 
 use std::os::fd::AsFd;

@@ -24,7 +24,7 @@ pub struct ApplyError {
     /// Position in the plan, from 0.
     pub index: usize,
     pub step: Box<Step>,
-    pub cause: StepError,
+    pub cause: Box<StepError>,
     pub undo: Undo,
 }
 
@@ -54,7 +54,7 @@ impl ApplyError {
 
 impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed to {}: {}", self.step, chain(&self.cause))?;
+        write!(f, "failed to {}: {}", self.step, chain(&*self.cause))?;
         if let Some(likely) = self.likely() {
             write!(f, "; {likely}")?;
         }

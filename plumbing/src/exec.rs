@@ -50,7 +50,7 @@ pub(crate) async fn run(hands: &impl Hands, plan: &Plan, fail_at: Option<usize>)
         if let Some((index, cause)) = failed {
             let step = Box::new(plan.steps[index].clone());
             tracing::debug!(%step, error = %cause, undo = changed.len(), "step failed");
-            return Err(ApplyError { index, step, cause, undo: undo(hands, &plan.steps, &changed).await });
+            return Err(ApplyError { index, step, cause: Box::new(cause), undo: undo(hands, &plan.steps, &changed).await });
         }
     }
     Ok(())

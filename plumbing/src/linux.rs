@@ -65,7 +65,8 @@ impl LinuxHost {
         if plan.is_empty() {
             return Ok(());
         }
-        let aborted = |cause| ApplyError { index: 0, step: Box::new(plan.steps[0].clone()), cause, undo: Undo::Complete };
+        let aborted =
+            |cause| ApplyError { index: 0, step: Box::new(plan.steps[0].clone()), cause: Box::new(cause), undo: Undo::Complete };
         let pod = pod.map(Netns::try_clone).transpose().map_err(|e| aborted(e.into()))?;
         let session = Session { host: self.0.clone(), pod: pod.map(|netns| Arc::new(Pod { netns, socket: OnceLock::new() })) };
         let task_plan = plan.clone();

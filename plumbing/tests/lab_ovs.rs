@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../../netlink/tests/common/mod.rs"]
+#[path = "../../netlink/tests/support/netns.rs"]
 mod common;
 
 use std::path::PathBuf;
@@ -418,7 +418,7 @@ async fn a_bridge_that_was_replaced_meanwhile_is_not_written_to() {
     // Blocks this thread, which is the only one: the connection does not learn of it before it sends.
     switch.vsctl("del-br br1 -- add-br br1 -- set Bridge br1 datapath_type=netdev");
     let e = apply(&host, &pod, [port("br1", "eth1", PortSet::default())]).await.unwrap_err();
-    assert!(matches!(e.cause, StepError::OvsChanged), "{e}");
+    assert!(matches!(*e.cause, StepError::OvsChanged), "{e}");
     assert_eq!(switch.vsctl("list-ports br1"), "");
     apply(&host, &pod, [port("br1", "eth1", PortSet::default())]).await.unwrap();
 }
@@ -482,7 +482,7 @@ async fn a_database_that_was_away_is_not_taken_for_an_empty_one() {
     let (looked, applied) = tokio::join!(host.observe(None, &scope), apply(&host, &pod, [bridge("br2")]));
     assert!(matches!(looked, Err(HostError::Ovs { .. })), "{looked:?}");
     let e = applied.unwrap_err();
-    assert!(matches!(e.cause, StepError::OvsDown(_)) && e.undone(), "{e}");
+    assert!(matches!(*e.cause, StepError::OvsDown(_)) && e.undone(), "{e}");
     switch.ovsdb = Switch::spawn_ovsdb(&switch.netns, &switch.dir);
     assert!(host.observe(None, &scope).await.unwrap().ovs.unwrap().bridge("br1").is_some());
     apply(&host, &pod, [bridge("br2")]).await.unwrap();

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../../netlink/tests/common/mod.rs"]
+#[path = "../../netlink/tests/support/netns.rs"]
 mod common;
 
 use std::time::Duration;
@@ -185,16 +185,16 @@ async fn everything_on(lab: &Lab) -> Plan {
     let old = seen.pod.link(&name("old0")).unwrap();
     let mut plan = everything();
     for step in &mut plan.steps {
-        if let Step::SetLink { name: n, was, .. } = step {
-            if n.as_str() == "old0" {
-                *was = LinkSet {
-                    mac: old.mac,
-                    mtu: Some(old.mtu),
-                    tx_queue_len: old.tx_queue_len,
-                    alias: Some(old.alias.clone().unwrap_or_default()),
-                    up: None,
-                };
-            }
+        if let Step::SetLink { name: n, was, .. } = step
+            && n.as_str() == "old0"
+        {
+            *was = LinkSet {
+                mac: old.mac,
+                mtu: Some(old.mtu),
+                tx_queue_len: old.tx_queue_len,
+                alias: Some(old.alias.clone().unwrap_or_default()),
+                up: None,
+            };
         }
     }
     plan
@@ -207,7 +207,7 @@ async fn whichever_step_fails_the_kernel_is_as_before() {
     let before = (picture(&lab.host_ns), picture(&lab.pod));
     for k in 0..plan.steps.len() {
         let e = lab.host.apply_failing_at(Some(&lab.pod), &plan, k).await.unwrap_err();
-        assert!(e.index == k && matches!(e.cause, StepError::Injected) && e.undone(), "step {k}: {e}");
+        assert!(e.index == k && matches!(*e.cause, StepError::Injected) && e.undone(), "step {k}: {e}");
         let after = (picture(&lab.host_ns), picture(&lab.pod));
         assert_eq!(diff(&before.0, &after.0), "", "host, step {k}: {}", plan.steps[k]);
         assert_eq!(diff(&before.1, &after.1), "", "pod, step {k}: {}", plan.steps[k]);
@@ -381,7 +381,7 @@ async fn a_look_sees_what_is_asked_for() {
     assert!(none.pod.links.is_empty() && none.host.links.is_empty());
 
     let e = lab.host.apply(None, &everything()).await.unwrap_err();
-    assert!(matches!(e.cause, StepError::NoPod) && e.undone(), "{e}");
+    assert!(matches!(*e.cause, StepError::NoPod) && e.undone(), "{e}");
 }
 
 #[tokio::test]

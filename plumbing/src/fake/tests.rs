@@ -123,7 +123,7 @@ fn what_was_so_before_is_not_undone() {
     let before = picture(&host);
     host.fail_step(1);
     let e = apply(&host, &[addr, veth()]).unwrap_err();
-    assert!(matches!(e.cause, StepError::Injected) && matches!(e.undo, Undo::Complete));
+    assert!(matches!(*e.cause, StepError::Injected) && matches!(e.undo, Undo::Complete));
     assert_eq!(picture(&host), before);
     assert_eq!(host.applied().len(), 2);
 }
