@@ -86,12 +86,19 @@ impl Conf {
         };
         let name = match &self.master {
             Some(name) => name,
-            None => default_route_nic(state)
-                .ok_or_else(|| Refusal::missing("master", "", format!("is not given, and there is no default route {place} whose NIC to take")))?,
+            None => default_route_nic(state).ok_or_else(|| {
+                Refusal::missing("master", "", format!("is not given, and there is no default route {place} whose NIC to take"))
+            })?,
         };
-        let link = state.link(name).ok_or_else(|| Refusal::missing("master", name, format!("there is no such interface {place}")))?;
+        let link =
+            state.link(name).ok_or_else(|| Refusal::missing("master", name, format!("there is no such interface {place}")))?;
         if !link.up {
-            return Err(Refusal::new(Class::Later, "master", name, format!("is down {place}: a macvlan on it would carry nothing")));
+            return Err(Refusal::new(
+                Class::Later,
+                "master",
+                name,
+                format!("is down {place}: a macvlan on it would carry nothing"),
+            ));
         }
         Ok(link)
     }

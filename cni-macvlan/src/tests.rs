@@ -56,7 +56,8 @@ fn link(index: u32, n: &str, kind: LinkKind) -> Link {
 }
 
 fn host() -> NetnsState {
-    let default = |dev: &str, metric| Route { metric, ..Route::new(model::Cidr::default_v4(), "10.6.0.1".parse().ok(), name(dev)) };
+    let default =
+        |dev: &str, metric| Route { metric, ..Route::new(model::Cidr::default_v4(), "10.6.0.1".parse().ok(), name(dev)) };
     NetnsState {
         links: vec![link(2, "ens192", LinkKind::Physical), link(3, "ens224", LinkKind::Physical)],
         routes: vec![default("ens192", Some(100)), default("ens224", Some(50))],
@@ -117,7 +118,10 @@ fn keys_of_the_reference_plugin_are_read() {
 fn wrong_values_are_refused_by_name() {
     assert_eq!(refusal(json!({"mode":"l2"})), "mode \"l2\": must be bridge, private, vepa or passthru");
     assert_eq!(refusal(json!({"mode":"source"})), "mode \"source\": must be bridge, private, vepa or passthru");
-    assert_eq!(refusal(json!({"master":"abcdefghijklmnop"})), "master \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed");
+    assert_eq!(
+        refusal(json!({"master":"abcdefghijklmnop"})),
+        "master \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed"
+    );
     assert_eq!(refusal(json!({"master":7})), "master \"7\": must be a string");
     assert_eq!(refusal(json!({"mtu":-1})), "mtu \"-1\": must be 0 (the master's) or more");
     assert_eq!(refusal(json!({"mtu":40})), "mtu \"40\": mtu 40 is outside 68 to 65535");
@@ -191,7 +195,10 @@ fn the_default_master_is_the_nic_of_the_best_default_route() {
 fn the_master_may_be_in_the_container() {
     let c = conf(json!({"master":"net0","linkInContainer":true})).unwrap();
     let mut s = Observed::default();
-    assert_eq!(c.plan_add(&attach(), &s).unwrap_err().to_string(), "master \"net0\": there is no such interface in the container");
+    assert_eq!(
+        c.plan_add(&attach(), &s).unwrap_err().to_string(),
+        "master \"net0\": there is no such interface in the container"
+    );
     s.pod.links.push(link(5, "net0", LinkKind::Veth));
     let p = c.plan_add(&attach(), &s).unwrap();
     assert!(p.to_string().contains("in the pod on pod net0"), "{p}");
@@ -204,7 +211,10 @@ fn what_cannot_work_is_refused_before_anything_is_touched() {
     let e = r(json!({"master":"nope"}));
     assert_eq!((e.class, e.to_string().as_str()), (Class::Missing, "master \"nope\": there is no such interface on the host"));
     let e = r(json!({"master":"ens192","mtu":9000}));
-    assert_eq!((e.class, e.to_string().as_str()), (Class::Invalid, "mtu \"9000\": must not be above 1500, the mtu of the master ens192"));
+    assert_eq!(
+        (e.class, e.to_string().as_str()),
+        (Class::Invalid, "mtu \"9000\": must not be above 1500, the mtu of the master ens192")
+    );
     let mut s = seen();
     s.pod.links.push(link(2, "eth0", LinkKind::Veth));
     let e = conf(json!({"master":"ens192"})).unwrap().plan_add(&attach(), &s).unwrap_err();
@@ -215,7 +225,10 @@ fn what_cannot_work_is_refused_before_anything_is_touched() {
     let mut s = seen();
     s.host.links[0].up = false;
     let e = conf(json!({"master":"ens192"})).unwrap().plan_add(&attach(), &s).unwrap_err();
-    assert_eq!((e.class, e.to_string().as_str()), (Class::Later, "master \"ens192\": is down on the host: a macvlan on it would carry nothing"));
+    assert_eq!(
+        (e.class, e.to_string().as_str()),
+        (Class::Later, "master \"ens192\": is down on the host: a macvlan on it would carry nothing")
+    );
 }
 
 #[test]
@@ -224,7 +237,12 @@ fn a_second_nic_leaves_the_first_ones_default_route() {
     s.pod.routes = vec![Route::new(model::Cidr::default_v4(), "10.244.0.1".parse().ok(), name("first"))];
     let p = conf(json!({"master":"ens192"})).unwrap().plan_add(&attach(), &s).unwrap();
     let text = p.to_string();
-    assert!(!text.contains("default via 10.6.0.1") && text.contains("10.8.0.0/16 via 10.6.0.9") && text.contains("default via fd00:10:6::1"), "{text}");
+    assert!(
+        !text.contains("default via 10.6.0.1")
+            && text.contains("10.8.0.0/16 via 10.6.0.9")
+            && text.contains("default via fd00:10:6::1"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -242,7 +260,14 @@ fn added() -> Observed {
     l.mac = "0a:58:0a:06:01:0a".parse().ok();
     (l.link_index, l.link_netnsid) = (Some(2), Some(0));
     s.pod.links.push(l);
-    let addr = |a: &str| Addr { dev: name("eth0"), addr: a.parse().unwrap(), scope_link: false, permanent: true, tentative: false, dad_failed: false };
+    let addr = |a: &str| Addr {
+        dev: name("eth0"),
+        addr: a.parse().unwrap(),
+        scope_link: false,
+        permanent: true,
+        tentative: false,
+        dad_failed: false,
+    };
     s.pod.addrs = vec![addr("10.6.1.10/16"), addr("fd00:10:6::1:10/64")];
     s.pod.routes = nic::routes(&attach());
     s
@@ -283,10 +308,16 @@ fn check_names_each_difference() {
     };
     assert_eq!(broken(&|s| s.pod.links.clear()), "interface \"eth0\": is not in the container");
     assert_eq!(broken(&|s| s.pod.links[0].alias = None), "interface \"eth0\": is not ours: its alias is \"\"");
-    assert_eq!(broken(&|s| s.pod.links[0].mac = "0a:00:00:00:00:01".parse().ok()), "mac \"0a:00:00:00:00:01\": should be 0a:58:0a:06:01:0a");
+    assert_eq!(
+        broken(&|s| s.pod.links[0].mac = "0a:00:00:00:00:01".parse().ok()),
+        "mac \"0a:00:00:00:00:01\": should be 0a:58:0a:06:01:0a"
+    );
     assert_eq!(broken(&|s| s.pod.links[0].up = false), "interface \"eth0\": is down");
     assert_eq!(broken(&|s| s.pod.links[0].mtu = 1400), "mtu \"1400\": should be 1500");
-    assert_eq!(broken(&|s| s.pod.links[0].kind = LinkKind::Macvlan { mode: MacvlanMode::Vepa }), "mode \"vepa\": should be bridge");
+    assert_eq!(
+        broken(&|s| s.pod.links[0].kind = LinkKind::Macvlan { mode: MacvlanMode::Vepa }),
+        "mode \"vepa\": should be bridge"
+    );
     assert_eq!(broken(&|s| s.pod.links[0].kind = LinkKind::Veth), "interface \"eth0\": is no macvlan but Veth");
     assert_eq!(broken(&|s| s.pod.links[0].link_index = Some(3)), "master \"ens192\": is not the parent of eth0");
     assert_eq!(broken(&|s| s.host.links.clear()), "master \"ens192\": there is no such interface on the host");

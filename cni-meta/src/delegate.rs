@@ -42,17 +42,22 @@ impl Nad {
 /// The configuration of that `name` among the files of the CNI configuration directory, (file name, text) each: the first in
 /// the order of file names. Files that are no configuration are passed over; they may be somebody's backup.
 pub fn find_on_disk<'a>(name: &str, files: &'a [(String, String)]) -> Option<&'a str> {
-    let mut sorted: Vec<_> = files.iter().filter(|(f, _)| [".conf", ".conflist", ".json"].iter().any(|e| f.ends_with(e))).collect();
+    let mut sorted: Vec<_> =
+        files.iter().filter(|(f, _)| [".conf", ".conflist", ".json"].iter().any(|e| f.ends_with(e))).collect();
     sorted.sort();
     sorted.into_iter().map(|(_, text)| text.as_str()).find(|text| {
-        serde_json::from_str::<Value>(text).ok().and_then(|v| v.get("name").and_then(Value::as_str).map(|n| n == name)).unwrap_or(false)
+        serde_json::from_str::<Value>(text)
+            .ok()
+            .and_then(|v| v.get("name").and_then(Value::as_str).map(|n| n == name))
+            .unwrap_or(false)
     })
 }
 
 /// Parses a text as a list; where it has no `name` it gets the one of its object.
 pub fn list(network: &str, text: &str, name: &str) -> Result<NetConfList, MetaError> {
     let config = |source: cni::Error| MetaError::Config { network: network.to_owned(), source };
-    let mut v: Value = serde_json::from_str(text).map_err(|e| config(cni::Error::decode(format!("failed to parse the network configuration: {e}"))))?;
+    let mut v: Value = serde_json::from_str(text)
+        .map_err(|e| config(cni::Error::decode(format!("failed to parse the network configuration: {e}"))))?;
     if let Value::Object(o) = &mut v {
         let unnamed = o.get("name").is_none_or(|n| n.is_null() || n.as_str() == Some(""));
         if unnamed {
@@ -78,7 +83,13 @@ pub struct Delegate {
 
 impl Delegate {
     /// The pod's first network. `runtime` is what the runtime gave to us: it is for this network only.
-    pub fn primary(reference: &str, list: NetConfList, ifname: IfName, selection: Option<&Selection>, runtime: &Map<String, Value>) -> Result<Self, MetaError> {
+    pub fn primary(
+        reference: &str,
+        list: NetConfList,
+        ifname: IfName,
+        selection: Option<&Selection>,
+        runtime: &Map<String, Value>,
+    ) -> Result<Self, MetaError> {
         let mut d = match selection {
             Some(s) => Self::additional(s, list, ifname)?,
             None => Self { reference: reference.to_owned(), ifname, list, runtime: Map::new(), default_route: Vec::new() },
@@ -99,7 +110,10 @@ impl Delegate {
                     network: reference.clone(),
                     field: capability.to_owned(),
                     value: value.to_string(),
-                    rule: format!("needs a plugin with the capability {capability:?}, and none of {} declares it", kinds.join(", ")),
+                    rule: format!(
+                        "needs a plugin with the capability {capability:?}, and none of {} declares it",
+                        kinds.join(", ")
+                    ),
                 });
             }
             runtime.insert(capability.to_owned(), value);

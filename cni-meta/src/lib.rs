@@ -32,7 +32,9 @@ pub enum MetaError {
     Delegate { network: String, field: String, value: String, rule: String },
     #[error("network {network}: {source}")]
     Config { network: String, source: cni::Error },
-    #[error("network {network}: its NetworkAttachmentDefinition has no config, and no file in the CNI configuration directory has the name {name:?}")]
+    #[error(
+        "network {network}: its NetworkAttachmentDefinition has no config, and no file in the CNI configuration directory has the name {name:?}"
+    )]
     NotOnDisk { network: String, name: String },
 }
 

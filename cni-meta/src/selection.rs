@@ -137,7 +137,11 @@ impl Parser<'_> {
             Some(Value::String(s)) if !s.is_empty() => s.as_str(),
             _ => return Err(self.bad(format!("element {i}: name is missing"))),
         };
-        let mut s = Selection { namespace: self.namespace.to_owned(), name: self.object_name(name, "name", name)?, ..Selection::default() };
+        let mut s = Selection {
+            namespace: self.namespace.to_owned(),
+            name: self.object_name(name, "name", name)?,
+            ..Selection::default()
+        };
         for (key, v) in o {
             let text = || v.as_str().ok_or_else(|| self.field(name, key, v, "must be a string"));
             match key.as_str() {
@@ -172,7 +176,11 @@ impl Parser<'_> {
                     let list = v.as_array().ok_or_else(|| self.field(name, key, v, "must be a list of gateways"))?;
                     s.default_route = list
                         .iter()
-                        .map(|g| g.as_str().and_then(|g| g.parse().ok()).ok_or_else(|| self.field(name, key, g, "must be an IP address")))
+                        .map(|g| {
+                            g.as_str()
+                                .and_then(|g| g.parse().ok())
+                                .ok_or_else(|| self.field(name, key, g, "must be an IP address"))
+                        })
                         .collect::<Result<_, _>>()?;
                     let v4 = s.default_route.iter().filter(|g| g.is_ipv4()).count();
                     if v4 > 1 || s.default_route.len() - v4 > 1 {
@@ -234,6 +242,11 @@ impl Parser<'_> {
         if name.len() <= 253 && name.split('.').all(label) {
             return Ok(name.to_owned());
         }
-        Err(self.field(network, field, format!("{name:?}"), "must be lower-case letters, digits, '-' or '.', and begin and end with a letter or digit"))
+        Err(self.field(
+            network,
+            field,
+            format!("{name:?}"),
+            "must be lower-case letters, digits, '-' or '.', and begin and end with a letter or digit",
+        ))
     }
 }

@@ -37,7 +37,12 @@ pub struct DnsStatus {
 
 impl From<&Dns> for DnsStatus {
     fn from(d: &Dns) -> Self {
-        Self { nameservers: d.nameservers.clone(), domain: d.domain.clone(), search: d.search.clone(), options: d.options.clone() }
+        Self {
+            nameservers: d.nameservers.clone(),
+            domain: d.domain.clone(),
+            search: d.search.clone(),
+            options: d.options.clone(),
+        }
     }
 }
 
@@ -63,7 +68,9 @@ impl NetworkStatus {
                 .iter()
                 .filter(|r| r.dst.is_default())
                 // A route without a next hop goes by the gateway of its family (what `ptp` means); Multus prints "<nil>".
-                .filter_map(|r| r.gw.or_else(|| ips.iter().filter(|ip| ip.address.is_ipv4() == r.dst.is_ipv4()).find_map(|ip| ip.gateway)))
+                .filter_map(|r| {
+                    r.gw.or_else(|| ips.iter().filter(|ip| ip.address.is_ipv4() == r.dst.is_ipv4()).find_map(|ip| ip.gateway))
+                })
                 .map(|g| g.to_string())
                 .collect(),
         }

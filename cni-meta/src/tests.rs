@@ -32,7 +32,10 @@ fn nad(config: &str) -> Nad {
 fn the_short_form_is_read() {
     let l = parse(" a, kube-system/b@eth5 ,c@net9").unwrap();
     let short: Vec<_> = l.iter().map(|s| (s.reference(), s.interface.as_ref().map(|i| i.to_string()))).collect();
-    assert_eq!(short, [("default/a".into(), None), ("kube-system/b".into(), Some("eth5".into())), ("default/c".into(), Some("net9".into()))]);
+    assert_eq!(
+        short,
+        [("default/a".into(), None), ("kube-system/b".into(), Some("eth5".into())), ("default/c".into(), Some("net9".into()))]
+    );
     assert_eq!(parse("").unwrap(), []);
     assert_eq!(parse("  ").unwrap(), []);
 }
@@ -52,7 +55,10 @@ fn the_json_form_is_read_with_every_key() {
     assert_eq!(s.other["example.com/key"], true);
     // Older key, a text for a list, and nulls.
     let s = sel(r#"[{"name":"a","interfaceRequest":"net7","ips":"10.6.1.10","mac":"","namespace":"","bandwidth":null}]"#);
-    assert_eq!((s.reference().as_str(), s.interface, s.ips.as_slice()), ("default/a", Some(name("net7")), &["10.6.1.10".to_owned()][..]));
+    assert_eq!(
+        (s.reference().as_str(), s.interface, s.ips.as_slice()),
+        ("default/a", Some(name("net7")), &["10.6.1.10".to_owned()][..])
+    );
     assert!(s.mac.is_none() && s.capabilities.is_empty());
 }
 
@@ -70,13 +76,21 @@ fn malformed_annotations_are_refused_by_name() {
     }
     assert_eq!(
         refusal("a@abcdefghijklmnop"),
-        format!("{a}, network a@abcdefghijklmnop: interface \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed")
+        format!(
+            "{a}, network a@abcdefghijklmnop: interface \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed"
+        )
     );
     let field = |key: &str, v: &str| refusal(&format!(r#"[{{"name":"a","{key}":{v}}}]"#));
-    assert_eq!(field("ips", r#"["10.6.1"]"#), format!("{a}, network a: ips \"10.6.1\": must be an IP address, with or without a prefix length"));
+    assert_eq!(
+        field("ips", r#"["10.6.1"]"#),
+        format!("{a}, network a: ips \"10.6.1\": must be an IP address, with or without a prefix length")
+    );
     assert_eq!(field("ips", "5"), format!("{a}, network a: ips 5: must be a list of addresses"));
     assert_eq!(field("ips", r#"["10.6.1.1","10.6.1.1"]"#), format!("{a}, network a: ips \"10.6.1.1\": occurs twice"));
-    assert_eq!(field("mac", r#""x""#), format!("{a}, network a: mac \"x\": hardware address \"x\" is not six hexadecimal bytes joined by ':' (or '-')"));
+    assert_eq!(
+        field("mac", r#""x""#),
+        format!("{a}, network a: mac \"x\": hardware address \"x\" is not six hexadecimal bytes joined by ':' (or '-')")
+    );
     assert_eq!(field("cni-args", "[]"), format!("{a}, network a: cni-args []: must be an object"));
     assert_eq!(field("default-route", r#"["x"]"#), format!("{a}, network a: default-route \"x\": must be an IP address"));
     assert_eq!(
@@ -87,7 +101,9 @@ fn malformed_annotations_are_refused_by_name() {
 
 #[test]
 fn interfaces_are_named_by_place() {
-    let names = |text: &str| interface_names(&parse(text).unwrap(), &name("eth0")).map(|l| l.iter().map(|n| n.to_string()).collect::<Vec<_>>());
+    let names = |text: &str| {
+        interface_names(&parse(text).unwrap(), &name("eth0")).map(|l| l.iter().map(|n| n.to_string()).collect::<Vec<_>>())
+    };
     assert_eq!(names("a,b@x,c").unwrap(), ["net1", "x", "net3"]);
     assert_eq!(names("a,a").unwrap(), ["net1", "net2"]);
     assert_eq!(
@@ -106,7 +122,10 @@ fn a_default_network_is_one_and_of_kube_system() {
     assert_eq!(p("ovs-conf").unwrap().unwrap().reference(), "kube-system/ovs-conf");
     assert_eq!(p("default/ovs-conf").unwrap().unwrap().reference(), "default/ovs-conf");
     assert_eq!(p("").unwrap(), None);
-    assert_eq!(p("a,b").unwrap_err().to_string(), "annotation v1.multus-cni.io/default-network: \"a,b\" names 2 networks, one is allowed");
+    assert_eq!(
+        p("a,b").unwrap_err().to_string(),
+        "annotation v1.multus-cni.io/default-network: \"a,b\" names 2 networks, one is allowed"
+    );
 }
 
 #[test]
@@ -168,7 +187,9 @@ fn ips_and_mac_need_a_plugin_that_takes_them() {
     assert_eq!(e.to_cni().code, 7);
     assert!(delegate(r#"[{"name":"mv","mac":"0a:00:00:00:00:01"}]"#, bare).is_err());
     // What is merely on offer is dropped without a word, as libcni does.
-    assert!(delegate(r#"[{"name":"mv","bandwidth":{"ingressRate":1}}]"#, bare).unwrap().conf(0, None).get("runtimeConfig").is_none());
+    assert!(
+        delegate(r#"[{"name":"mv","bandwidth":{"ingressRate":1}}]"#, bare).unwrap().conf(0, None).get("runtimeConfig").is_none()
+    );
 }
 
 #[test]
@@ -190,7 +211,10 @@ fn a_delegate_survives_the_journal() {
         let d = delegate(r#"[{"name":"mv","ips":["10.6.1.10"],"default-route":["10.6.0.1"]}]"#, list).unwrap();
         let back = Delegate::from_value(&d.to_value()).unwrap();
         assert_eq!(back.conf(0, None), d.conf(0, None));
-        assert_eq!((back.reference, back.ifname, back.runtime, back.default_route), (d.reference, d.ifname, d.runtime, d.default_route));
+        assert_eq!(
+            (back.reference, back.ifname, back.runtime, back.default_route),
+            (d.reference, d.ifname, d.runtime, d.default_route)
+        );
         assert_eq!(back.list.plugins, d.list.plugins);
     }
     assert_eq!(Delegate::from_value(&json!({})), None);
@@ -204,9 +228,18 @@ fn default_route_moves_to_the_network_that_asks() {
     let d = DefaultRoutes::of(&[eth0.clone(), net1.clone()]).unwrap();
     assert_eq!(d.v4, Some((name("net1"), "10.6.0.1".parse().unwrap())));
     assert!(d.takes_from(&name("eth0"), true) && !d.takes_from(&name("eth0"), false) && !d.takes_from(&name("net1"), true));
-    let r = AddResult::from_value(&json!({"routes":[{"dst":"0.0.0.0/0","gw":"10.244.0.1"},{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}]})).unwrap();
-    assert_eq!(d.apply(&name("eth0"), &r).to_value(Version::V1_0_0)["routes"], json!([{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}]));
-    assert_eq!(d.apply(&name("net1"), &AddResult::default()).to_value(Version::V1_0_0)["routes"], json!([{"dst":"0.0.0.0/0","gw":"10.6.0.1"}]));
+    let r = AddResult::from_value(
+        &json!({"routes":[{"dst":"0.0.0.0/0","gw":"10.244.0.1"},{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}]}),
+    )
+    .unwrap();
+    assert_eq!(
+        d.apply(&name("eth0"), &r).to_value(Version::V1_0_0)["routes"],
+        json!([{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}])
+    );
+    assert_eq!(
+        d.apply(&name("net1"), &AddResult::default()).to_value(Version::V1_0_0)["routes"],
+        json!([{"dst":"0.0.0.0/0","gw":"10.6.0.1"}])
+    );
     assert_eq!(
         DefaultRoutes::of(&[net1.clone(), net1]).unwrap_err().to_string(),
         "network default/mv: default-route 10.6.0.1: net1 is to have the default route of that family already"
@@ -240,7 +273,10 @@ fn status_has_the_shape_that_multus_writes() {
   }
 ]"#
     );
-    assert_eq!(serde_json::to_value(NetworkStatus::of("cbr0", &name("eth0"), &AddResult::default(), true)).unwrap(), json!({"name":"cbr0","interface":"eth0","default":true,"dns":{}}));
+    assert_eq!(
+        serde_json::to_value(NetworkStatus::of("cbr0", &name("eth0"), &AddResult::default(), true)).unwrap(),
+        json!({"name":"cbr0","interface":"eth0","default":true,"dns":{}})
+    );
 }
 
 fn empty() -> Map<String, Value> {

@@ -47,7 +47,10 @@ fn network_status_is_what_multus_wrote() {
         let chosen = Selection::parse_networks(&annotation(&pod, NETWORKS), "default").unwrap();
         let names = interface_names(&chosen, &IfName::new("eth0").unwrap()).unwrap();
         let ours: Vec<_> = chosen.iter().zip(&names).map(|(s, n)| (s.reference(), n.to_string())).collect();
-        let seen: Vec<_> = theirs[1..].iter().map(|t| (t["name"].as_str().unwrap().to_owned(), t["interface"].as_str().unwrap().to_owned())).collect();
+        let seen: Vec<_> = theirs[1..]
+            .iter()
+            .map(|t| (t["name"].as_str().unwrap().to_owned(), t["interface"].as_str().unwrap().to_owned()))
+            .collect();
         assert_eq!(ours, seen, "{}: networks and names of interfaces", case.display());
         let results = cached(&case.join("var-lib-cni/multus/results"));
         for t in &theirs {

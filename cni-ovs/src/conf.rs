@@ -106,7 +106,10 @@ impl Conf {
         let ofport_request = match f.number("ofport_request")? {
             None | Some(0) => None,
             Some(n) => Some(
-                u16::try_from(n).ok().filter(|p| *p <= 65279).ok_or_else(|| wrong("ofport_request", n, "must be from 1 to 65279"))?,
+                u16::try_from(n)
+                    .ok()
+                    .filter(|p| *p <= 65279)
+                    .ok_or_else(|| wrong("ofport_request", n, "must be from 1 to 65279"))?,
             ),
         };
         let interface_type = match f.text("interface_type")? {

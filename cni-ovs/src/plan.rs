@@ -104,14 +104,26 @@ impl MainPlugin for Conf {
         }
         match port.interfaces.first() {
             Some(i) if i.error.as_deref().is_some_and(|e| !e.is_empty()) => {
-                return Err(Refusal::conflict("interface", &i.name, format!("Open vSwitch reports: {}", i.error.as_deref().unwrap_or_default())));
+                return Err(Refusal::conflict(
+                    "interface",
+                    &i.name,
+                    format!("Open vSwitch reports: {}", i.error.as_deref().unwrap_or_default()),
+                ));
             }
             Some(i) if i.ofport.is_none_or(|p| p <= 0) => {
-                return Err(Refusal::conflict("interface", &i.name, "has no OpenFlow port: Open vSwitch does not forward for it"));
+                return Err(Refusal::conflict(
+                    "interface",
+                    &i.name,
+                    "has no OpenFlow port: Open vSwitch does not forward for it",
+                ));
             }
             Some(i) if i.external_ids.get("iface-id") != self.iface_id.as_ref() => {
                 let have = i.external_ids.get("iface-id").map_or("none", String::as_str);
-                return Err(Refusal::conflict("iface-id", have, format!("should be {}", self.iface_id.as_deref().unwrap_or("none"))));
+                return Err(Refusal::conflict(
+                    "iface-id",
+                    have,
+                    format!("should be {}", self.iface_id.as_deref().unwrap_or("none")),
+                ));
             }
             Some(_) => {}
             None => return Err(Refusal::missing("interface", &host_name, "the port has no interface")),
@@ -137,7 +149,9 @@ fn host_name(attach: &Attach) -> IfName {
 }
 
 fn ovs(seen: &Observed) -> Result<&Ovs, Refusal> {
-    seen.ovs.as_ref().ok_or_else(|| Refusal::new(Class::Later, "socket_file", "", "no connection to Open vSwitch: is ovsdb-server running"))
+    seen.ovs
+        .as_ref()
+        .ok_or_else(|| Refusal::new(Class::Later, "socket_file", "", "no connection to Open vSwitch: is ovsdb-server running"))
 }
 
 /// Ports that carry the mark of this owner.
@@ -225,7 +239,10 @@ pub fn garbage(network: &str, valid: &[AttachmentId], seen: &Observed) -> Plan {
         let get = |key: &str| port.external_ids.get(key).map(String::as_str);
         let Some(attachment) = get(Owner::OVS_KEY).and_then(|id| id.parse().ok()) else { continue };
         let owner = Owner { attachment, by: RunBy::Alone };
-        if get(Owner::OVS_BY_KEY) != Some(by_text(&owner)) || get(NETWORK_KEY) != Some(network) || valid.contains(&owner.attachment) {
+        if get(Owner::OVS_BY_KEY) != Some(by_text(&owner))
+            || get(NETWORK_KEY) != Some(network)
+            || valid.contains(&owner.attachment)
+        {
             continue;
         }
         if let Ok(name) = IfName::new(bridge.name.as_str()) {
@@ -246,7 +263,12 @@ fn as_step(p: &OvsPort) -> Port {
         interfaces: p
             .interfaces
             .iter()
-            .map(|i| Interface { name: i.name.clone(), kind: i.kind.clone(), external_ids: i.external_ids.clone(), ..Interface::default() })
+            .map(|i| Interface {
+                name: i.name.clone(),
+                kind: i.kind.clone(),
+                external_ids: i.external_ids.clone(),
+                ..Interface::default()
+            })
             .collect(),
         set: PortSet {
             tag: p.tag.and_then(|t| Tag::new(i64::from(t)).ok()).map(Some),

@@ -50,7 +50,13 @@ fn name(s: &str) -> IfName {
 fn port(name: &str, kind: &str) -> OvsPort {
     OvsPort {
         name: name.into(),
-        interfaces: vec![OvsInterface { name: name.into(), kind: kind.into(), ofport: Some(1), mtu: Some(1500), ..OvsInterface::default() }],
+        interfaces: vec![OvsInterface {
+            name: name.into(),
+            kind: kind.into(),
+            ofport: Some(1),
+            mtu: Some(1500),
+            ..OvsInterface::default()
+        }],
         ..OvsPort::default()
     }
 }
@@ -112,11 +118,17 @@ fn the_vlan_truth_table_is_that_of_ovs_cni() {
 #[test]
 fn wrong_values_are_refused_by_name() {
     assert_eq!(refusal(json!({"bridge":""})), "bridge \"\": is missing");
-    assert_eq!(refusal(json!({"bridge":"abcdefghijklmnop"})), "bridge \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed");
+    assert_eq!(
+        refusal(json!({"bridge":"abcdefghijklmnop"})),
+        "bridge \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed"
+    );
     assert_eq!(refusal(json!({"vlan":4095})), "vlan \"4095\": vlan tag 4095 is outside 0 to 4094");
     assert_eq!(refusal(json!({"vlan":-1})), "vlan \"-1\": vlan tag -1 is outside 0 to 4094");
     assert_eq!(refusal(json!({"vlan":"100"})), "vlan \"\\\"100\\\"\": must be a whole number");
-    assert_eq!(refusal(json!({"trunk":[{"id":1},{"minID":100,"maxID":50}]})), "trunk[1].maxID \"50\": must not be below minID, which is 100");
+    assert_eq!(
+        refusal(json!({"trunk":[{"id":1},{"minID":100,"maxID":50}]})),
+        "trunk[1].maxID \"50\": must not be below minID, which is 100"
+    );
     assert_eq!(refusal(json!({"trunk":[{"minID":100}]})), "trunk[0].minID \"100\": needs a maxID beside it");
     assert_eq!(refusal(json!({"trunk":[{"maxID":100}]})), "trunk[0].maxID \"100\": needs a minID beside it");
     assert_eq!(refusal(json!({"trunk":[{"id":4095}]})), "trunk[0].id \"4095\": vlan tag 4095 is outside 0 to 4094");
@@ -127,12 +139,18 @@ fn wrong_values_are_refused_by_name() {
     assert_eq!(refusal(json!({"mtu":-5})), "mtu \"-5\": must be 0 (the default) or more");
     assert_eq!(refusal(json!({"ofport_request":65280})), "ofport_request \"65280\": must be from 1 to 65279");
     assert_eq!(refusal(json!({"interface_type":"dpdk"})), "interface_type \"dpdk\": must be empty, system or internal");
-    assert_eq!(refusal(json!({"deviceID":"0000:00:01.0"})), "deviceID \"0000:00:01.0\": hardware offload and vDPA are not supported, only veth");
+    assert_eq!(
+        refusal(json!({"deviceID":"0000:00:01.0"})),
+        "deviceID \"0000:00:01.0\": hardware offload and vDPA are not supported, only veth"
+    );
     assert_eq!(
         refusal(json!({"socket_file":"tcp:10.0.0.1:6640"})),
         "socket_file \"tcp:10.0.0.1:6640\": must be unix:/path; a database of another host (tcp:, ssl:) is not supported"
     );
-    assert_eq!(refusal(json!({"link_state_check_retries":"5"})), "link_state_check_retries \"\\\"5\\\"\": must be a whole number");
+    assert_eq!(
+        refusal(json!({"link_state_check_retries":"5"})),
+        "link_state_check_retries \"\\\"5\\\"\": must be a whole number"
+    );
 }
 
 #[test]
@@ -202,16 +220,25 @@ fn what_cannot_work_is_refused_before_anything_is_touched() {
         let e = conf(extra).unwrap().plan_add(&attach(), s).unwrap_err();
         (e.class, e.to_string())
     };
-    assert_eq!(add(json!({"bridge":"nobr"}), &seen()), (Class::Missing, "bridge \"nobr\": there is no such bridge in Open vSwitch on this host".into()));
+    assert_eq!(
+        add(json!({"bridge":"nobr"}), &seen()),
+        (Class::Missing, "bridge \"nobr\": there is no such bridge in Open vSwitch on this host".into())
+    );
     assert_eq!(
         add(json!({"mtu":9000}), &seen()),
         (Class::Invalid, "mtu \"9000\": must not be above 1500, the mtu of ens256 on bridge br1".into())
     );
     let no_ovs = Observed::default();
-    assert_eq!(add(json!({}), &no_ovs), (Class::Later, "socket_file \"\": no connection to Open vSwitch: is ovsdb-server running".into()));
+    assert_eq!(
+        add(json!({}), &no_ovs),
+        (Class::Later, "socket_file \"\": no connection to Open vSwitch: is ovsdb-server running".into())
+    );
     let mut s = seen();
     s.pod.links.push(link("net1", ""));
-    assert_eq!(add(json!({}), &s), (Class::Conflict, "CNI_IFNAME \"net1\": the container has an interface of that name already".into()));
+    assert_eq!(
+        add(json!({}), &s),
+        (Class::Conflict, "CNI_IFNAME \"net1\": the container has an interface of that name already".into())
+    );
     let mut s = seen();
     s.host.links.push(link(host_name().as_str(), ""));
     assert_eq!(add(json!({}), &s).0, Class::Conflict);
@@ -298,7 +325,10 @@ fn del_finds_port_and_link_by_the_mark_wherever_they_are() {
     let h = host_name();
     let c = Conf::parse(&request("DEL", "", json!({"bridge":"gone","vlan":4096})), None).unwrap();
     let mut s = added(json!({"vlan":100}));
-    assert_eq!(c.plan_del(&attach(), &s).to_string(), format!("  1. delete port {h} from bridge br1\n  2. delete link {h} (host)\n"));
+    assert_eq!(
+        c.plan_del(&attach(), &s).to_string(),
+        format!("  1. delete port {h} from bridge br1\n  2. delete link {h} (host)\n")
+    );
     // Moved to another bridge by hand, and the namespace took the link with it.
     let row = s.ovs.as_mut().unwrap().bridges[0].ports.pop().unwrap();
     s.ovs.as_mut().unwrap().bridges[1].ports.push(row);
@@ -317,7 +347,14 @@ fn del_leaves_alone_what_another_process_made() {
 
 #[test]
 fn check_passes_after_add() {
-    for extra in [json!({}), json!({"vlan":0}), json!({"vlan":100,"mtu":1500}), json!({"trunk":[{"id":42}]}), json!({"vlan":0,"trunk":[{"minID":1,"maxID":9}]}), json!({"args":{"cni":{"ovnPort":"p"}}})] {
+    for extra in [
+        json!({}),
+        json!({"vlan":0}),
+        json!({"vlan":100,"mtu":1500}),
+        json!({"trunk":[{"id":42}]}),
+        json!({"vlan":0,"trunk":[{"minID":1,"maxID":9}]}),
+        json!({"args":{"cni":{"ovnPort":"p"}}}),
+    ] {
         assert_eq!(conf(extra.clone()).unwrap().check(&attach(), &added(extra.clone())), Ok(()), "{extra}");
     }
 }
@@ -336,8 +373,14 @@ fn check_names_each_difference() {
     }
     let h = host_name();
     assert_eq!(broken(&|s| s.ovs = None), "socket_file \"\": no connection to Open vSwitch: is ovsdb-server running");
-    assert_eq!(broken(&|s| s.ovs.as_mut().unwrap().bridges.clear()), "bridge \"br1\": there is no such bridge in Open vSwitch on this host");
-    assert_eq!(broken(&|s| drop(s.ovs.as_mut().unwrap().bridges[0].ports.pop())), format!("port \"{h}\": is not in the database of Open vSwitch"));
+    assert_eq!(
+        broken(&|s| s.ovs.as_mut().unwrap().bridges.clear()),
+        "bridge \"br1\": there is no such bridge in Open vSwitch on this host"
+    );
+    assert_eq!(
+        broken(&|s| drop(s.ovs.as_mut().unwrap().bridges[0].ports.pop())),
+        format!("port \"{h}\": is not in the database of Open vSwitch")
+    );
     let moved = |s: &mut Observed| {
         let p = s.ovs.as_mut().unwrap().bridges[0].ports.pop().unwrap();
         s.ovs.as_mut().unwrap().bridges[1].ports.push(p);
@@ -347,13 +390,25 @@ fn check_names_each_difference() {
     assert_eq!(broken(&|s| row(s).tag = None), "tag \"none\": should be 100");
     assert_eq!(broken(&|s| row(s).trunks = vec![7]), "trunks \"7\": should be all");
     assert_eq!(broken(&|s| row(s).vlan_mode = None), "vlan_mode \"none\": should be access");
-    assert_eq!(broken(&|s| row(s).interfaces[0].error = Some("no such device".into())), format!("interface \"{h}\": Open vSwitch reports: no such device"));
-    assert_eq!(broken(&|s| row(s).interfaces[0].ofport = Some(-1)), format!("interface \"{h}\": has no OpenFlow port: Open vSwitch does not forward for it"));
-    assert_eq!(broken(&|s| drop(row(s).interfaces[0].external_ids.insert("iface-id".into(), "x".into()))), "iface-id \"x\": should be none");
+    assert_eq!(
+        broken(&|s| row(s).interfaces[0].error = Some("no such device".into())),
+        format!("interface \"{h}\": Open vSwitch reports: no such device")
+    );
+    assert_eq!(
+        broken(&|s| row(s).interfaces[0].ofport = Some(-1)),
+        format!("interface \"{h}\": has no OpenFlow port: Open vSwitch does not forward for it")
+    );
+    assert_eq!(
+        broken(&|s| drop(row(s).interfaces[0].external_ids.insert("iface-id".into(), "x".into()))),
+        "iface-id \"x\": should be none"
+    );
     assert_eq!(broken(&|s| row(s).interfaces.clear()), format!("interface \"{h}\": the port has no interface"));
     assert_eq!(broken(&|s| s.host.links.clear()), format!("interface \"{h}\": is not on the host"));
     assert_eq!(broken(&|s| s.host.links[0].up = false), format!("interface \"{h}\": is down on the host"));
-    assert_eq!(broken(&|s| s.pod.links[0].mac = "0a:00:00:00:00:01".parse().ok()), "mac \"0a:00:00:00:00:01\": should be 0a:58:0a:06:01:0a");
+    assert_eq!(
+        broken(&|s| s.pod.links[0].mac = "0a:00:00:00:00:01".parse().ok()),
+        "mac \"0a:00:00:00:00:01\": should be 0a:58:0a:06:01:0a"
+    );
     assert_eq!(broken(&|s| s.pod.links[0].mtu = 1400), "mtu \"1400\": should be 1500");
     assert_eq!(broken(&|s| s.pod.addrs.clear()), "address \"10.6.1.10/16\": is not on net1");
     assert_eq!(broken(&|s| s.pod.routes.clear()), "route \"default via 10.6.0.1 dev net1\": is in no table");
@@ -379,7 +434,10 @@ fn gc_takes_only_what_a_plugin_alone_left_on_this_network() {
     let alone = Owner { by: RunBy::Alone, ..attach().owner };
     s.ovs.as_mut().unwrap().bridges[0].ports.last_mut().unwrap().external_ids.insert(Owner::OVS_BY_KEY.into(), "alone".into());
     s.host.links[0].alias = Some(alone.alias());
-    assert_eq!(garbage("net", &[], &s).to_string(), format!("  1. delete port {h} from bridge br1\n  2. delete link {h} (host)\n"));
+    assert_eq!(
+        garbage("net", &[], &s).to_string(),
+        format!("  1. delete port {h} from bridge br1\n  2. delete link {h} (host)\n")
+    );
     assert!(garbage("net", &[id], &s).is_empty(), "still valid");
     assert!(garbage("other", &[], &s).is_empty(), "another network's");
 }

@@ -62,7 +62,8 @@ fn every_recorded_input_has_the_same_verdict_and_the_same_rows() {
         return;
     };
     let (mut compared, mut different) = (0, Vec::new());
-    let mut cases: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("meta.txt").is_file()).collect();
+    let mut cases: Vec<_> =
+        std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("meta.txt").is_file()).collect();
     cases.sort();
     for case in cases {
         let name = case.file_name().unwrap().to_str().unwrap().to_owned();
@@ -95,9 +96,14 @@ fn every_recorded_input_has_the_same_verdict_and_the_same_rows() {
         compared += 1;
         let Ok((plan, mac)) = planned else { continue };
         let rows: Value = serde_json::from_str(&std::fs::read_to_string(case.join("after-add.ovsdb.json")).unwrap()).unwrap();
-        let theirs = rows["Port"].as_array().unwrap().iter().find(|p| map(&p["external_ids"]).get("contNetns").is_some_and(|n| n == netns));
+        let theirs = rows["Port"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|p| map(&p["external_ids"]).get("contNetns").is_some_and(|n| n == netns));
         let theirs = theirs.unwrap_or_else(|| panic!("{name}: no port of {netns} in the recording"));
-        let ours = plan.steps.iter().find_map(|s| if let Step::AddPort { bridge, port } = s { Some((bridge, port)) } else { None });
+        let ours =
+            plan.steps.iter().find_map(|s| if let Step::AddPort { bridge, port } = s { Some((bridge, port)) } else { None });
         let (bridge, ours) = ours.unwrap();
         assert_eq!(bridge.as_str(), "br1", "{name}");
         assert_eq!(ours.set.tag.flatten().map(Tag::get).map(u64::from), theirs.get("tag").and_then(Value::as_u64), "{name}: tag");
@@ -111,7 +117,11 @@ fn every_recorded_input_has_the_same_verdict_and_the_same_rows() {
         let of_port = theirs["interfaces"][1].as_str();
         let iface = rows["Interface"].as_array().unwrap().iter().find(|i| i["_uuid"][1].as_str() == of_port).unwrap();
         assert_eq!(ours.interfaces[0].kind, iface["type"].as_str().unwrap_or_default(), "{name}: type");
-        assert_eq!(ours.interfaces[0].ofport_request.map(u64::from), iface.get("ofport_request").and_then(Value::as_u64), "{name}: ofport_request");
+        assert_eq!(
+            ours.interfaces[0].ofport_request.map(u64::from),
+            iface.get("ofport_request").and_then(Value::as_u64),
+            "{name}: ofport_request"
+        );
         assert_eq!(ours.interfaces[0].external_ids, map(&iface["external_ids"]), "{name}: Interface.external_ids");
         if name == "args-cni-mac" {
             let result: Value = serde_json::from_str(&std::fs::read_to_string(case.join("cni-add.json")).unwrap()).unwrap();

@@ -77,7 +77,12 @@ pub fn result_of(attach: &Attach, plan: &Plan, request: &Request, ipam: Option<&
         match step {
             Step::AddVeth(v) => {
                 let mtu = v.mtu.map(model::Mtu::get);
-                interfaces.push(cni::Interface { name: v.host_name.to_string(), mac: text(v.host_mac), mtu, ..Default::default() });
+                interfaces.push(cni::Interface {
+                    name: v.host_name.to_string(),
+                    mac: text(v.host_mac),
+                    mtu,
+                    ..Default::default()
+                });
                 interfaces.push(cni::Interface {
                     name: v.pod_name.to_string(),
                     mac: text(v.pod_mac),

@@ -103,7 +103,11 @@ pub fn check<'a>(attach: &Attach, seen: &'a Observed, mac: Option<MacAddr>) -> R
     let dev = &attach.ifname;
     let link = seen.pod.link(dev).ok_or_else(|| Refusal::missing("interface", dev, "is not in the container"))?;
     if link.alias.as_deref() != Some(attach.owner.alias().as_str()) {
-        return Err(Refusal::conflict("interface", dev, format!("is not ours: its alias is {:?}", link.alias.as_deref().unwrap_or_default())));
+        return Err(Refusal::conflict(
+            "interface",
+            dev,
+            format!("is not ours: its alias is {:?}", link.alias.as_deref().unwrap_or_default()),
+        ));
     }
     if let (Some(want), Some(have)) = (mac, link.mac) {
         if want != have {
@@ -117,7 +121,11 @@ pub fn check<'a>(attach: &Attach, seen: &'a Observed, mac: Option<MacAddr>) -> R
         match seen.pod.addrs_of(dev).find(|a| a.addr == *addr) {
             None => return Err(Refusal::missing("address", addr, format!("is not on {dev}"))),
             Some(a) if a.dad_failed => {
-                return Err(Refusal::conflict("address", addr, "duplicate address detection failed: someone else on the wire has it"));
+                return Err(Refusal::conflict(
+                    "address",
+                    addr,
+                    "duplicate address detection failed: someone else on the wire has it",
+                ));
             }
             Some(_) => {}
         }

@@ -152,7 +152,10 @@ mod tests {
     fn a_wrong_mac_is_refused_where_it_stands() {
         let conf = |rest: &str| format!(r#"{{"cniVersion":"1.0.0","name":"n","type":"t",{rest}}}"#);
         let e = mac(&conf(r#""runtimeConfig":{"mac":"x"}"#), "").unwrap_err();
-        assert_eq!((e.code, e.msg.as_str()), (7, "runtimeConfig.mac: hardware address \"x\" is not six hexadecimal bytes joined by ':' (or '-')"));
+        assert_eq!(
+            (e.code, e.msg.as_str()),
+            (7, "runtimeConfig.mac: hardware address \"x\" is not six hexadecimal bytes joined by ':' (or '-')")
+        );
         let e = mac(&conf(r#""mac":"01:00:5e:00:00:01""#), "").unwrap_err();
         assert_eq!(e.msg, "mac: hardware address 01:00:5e:00:00:01 is a group address, an interface needs an individual one");
         let e = mac(&conf(r#""mac":5"#), "").unwrap_err();

@@ -114,7 +114,8 @@ impl NetConf {
 
 /// Both spellings: 1.1.0 as first published said `cni.dev/attachments`, and libcni sets both.
 fn valid_attachments(raw: &Map<String, Value>) -> Result<Option<Vec<Attachment>>, Error> {
-    let Some((key, list)) = ["cni.dev/valid-attachments", "cni.dev/attachments"].into_iter().find_map(|k| raw.get(k).map(|v| (k, v)))
+    let Some((key, list)) =
+        ["cni.dev/valid-attachments", "cni.dev/attachments"].into_iter().find_map(|k| raw.get(k).map(|v| (k, v)))
     else {
         return Ok(None);
     };
@@ -148,7 +149,8 @@ pub struct NetConfList {
 impl NetConfList {
     /// `text` holds a list (it has `plugins`) or a single configuration. Code 6 or 7; a version that we do not speak is code 1.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let v: Value = serde_json::from_str(text).map_err(|e| Error::decode(format!("failed to parse the network configuration: {e}")))?;
+        let v: Value =
+            serde_json::from_str(text).map_err(|e| Error::decode(format!("failed to parse the network configuration: {e}")))?;
         Self::from_value(v)
     }
 
@@ -192,7 +194,14 @@ impl NetConfList {
                 return Err(Error::config(format!("plugins[{i}].type {kind:?}: must be a file name, not a path")));
             }
         }
-        Ok(Self { version, name, disable_check: flag("disableCheck")?, disable_gc: flag("disableGC")?, plugins, raw: raw.clone() })
+        Ok(Self {
+            version,
+            name,
+            disable_check: flag("disableCheck")?,
+            disable_gc: flag("disableGC")?,
+            plugins,
+            raw: raw.clone(),
+        })
     }
 
     pub fn kind(&self, i: usize) -> &str {
@@ -229,8 +238,7 @@ impl NetConfList {
     /// The same for GC, with the attachments that stay.
     pub fn gc_conf(&self, i: usize, valid: &[Attachment]) -> Value {
         let mut conf = self.plugin_conf(i, None, &Map::new());
-        let list: Vec<_> =
-            valid.iter().map(|a| json!({"containerID": a.container_id, "ifname": a.ifname.as_str()})).collect();
+        let list: Vec<_> = valid.iter().map(|a| json!({"containerID": a.container_id, "ifname": a.ifname.as_str()})).collect();
         conf["cni.dev/valid-attachments"] = json!(list);
         conf["cni.dev/attachments"] = json!(list);
         conf
@@ -286,7 +294,8 @@ mod tests {
     #[test]
     fn gc_reads_valid_attachments_of_both_spellings() {
         for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
-            let c = conf(json!({"cniVersion":"1.1.0","name":"n","type":"t", key: [{"containerID":"c1","ifname":"eth0"}]})).unwrap();
+            let c =
+                conf(json!({"cniVersion":"1.1.0","name":"n","type":"t", key: [{"containerID":"c1","ifname":"eth0"}]})).unwrap();
             let v = c.valid_attachments.unwrap();
             assert_eq!((v[0].container_id.as_str(), v[0].ifname.as_str()), ("c1", "eth0"));
             assert_eq!(v[0].id(), AttachmentId::of("c1", "eth0"));
@@ -309,7 +318,10 @@ mod tests {
             json!({"cniVersion":"0.3.1","name":"net","type":"macvlan","master":"e",
                 "capabilities":{"ips":true,"mac":true,"bandwidth":false},"runtimeConfig":{"mac":"0a:00:00:00:00:01"}})
         );
-        let prev = AddResult { ips: vec![crate::Ip { address: "10.0.0.2/24".parse().unwrap(), gateway: None, interface: None }], ..AddResult::default() };
+        let prev = AddResult {
+            ips: vec![crate::Ip { address: "10.0.0.2/24".parse().unwrap(), gateway: None, interface: None }],
+            ..AddResult::default()
+        };
         assert_eq!(
             l.plugin_conf(1, Some(&prev), runtime),
             json!({"cniVersion":"0.3.1","name":"net","type":"tuning",
@@ -326,7 +338,10 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_taken() {
         let l = |s: &str| NetConfList::parse(s).map(|l| l.version);
-        assert_eq!(l(r#"{"cniVersion":"0.4.0","cniVersions":["0.4.0","1.1.0","9.0.0"],"name":"n","plugins":[{"type":"t"}]}"#), Ok(Version::V1_1_0));
+        assert_eq!(
+            l(r#"{"cniVersion":"0.4.0","cniVersions":["0.4.0","1.1.0","9.0.0"],"name":"n","plugins":[{"type":"t"}]}"#),
+            Ok(Version::V1_1_0)
+        );
         assert_eq!(l(r#"{"cniVersion":"9.0.0","name":"n","plugins":[{"type":"t"}]}"#).unwrap_err().code, 1);
     }
 
@@ -336,7 +351,10 @@ mod tests {
         assert_eq!(e(r#"{"cniVersion":"1.0.0","plugins":[{"type":"t"}]}"#), "missing network name");
         assert_eq!(e(r#"{"cniVersion":"1.0.0","name":"n","plugins":[]}"#), "plugins []: a list needs at least one plugin");
         assert_eq!(e(r#"{"cniVersion":"1.0.0","name":"n","plugins":[{}]}"#), "plugins[0].type: missing");
-        assert_eq!(e(r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"../x"}]}"#), "plugins[0].type \"../x\": must be a file name, not a path");
+        assert_eq!(
+            e(r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"../x"}]}"#),
+            "plugins[0].type \"../x\": must be a file name, not a path"
+        );
         assert_eq!(e(r#"{"cniVersion":"1.0.0","name":"n","plugins":[5]}"#), "plugins[0]: must be an object");
     }
 }

@@ -127,7 +127,8 @@ impl Request {
         if verb == Verb::Version {
             return Ok(Self::without_attachment(verb, call, NetConf::empty()));
         }
-        let raw: Value = serde_json::from_slice(stdin).map_err(|e| Error::decode(format!("failed to parse the network configuration: {e}")))?;
+        let raw: Value = serde_json::from_slice(stdin)
+            .map_err(|e| Error::decode(format!("failed to parse the network configuration: {e}")))?;
         Self::with_conf(verb, call, raw)
     }
 
@@ -299,7 +300,11 @@ mod tests {
     fn ids_and_interface_names_have_rules() {
         assert_eq!(
             fails(&[("CNI_CONTAINERID", "../x")], CONF),
-            (4, "CNI_CONTAINERID \"../x\": must start with a letter or digit and go on with letters, digits, '_', '.' or '-'".into())
+            (
+                4,
+                "CNI_CONTAINERID \"../x\": must start with a letter or digit and go on with letters, digits, '_', '.' or '-'"
+                    .into()
+            )
         );
         assert_eq!(
             fails(&[("CNI_IFNAME", "abcdefghijklmnop")], CONF),

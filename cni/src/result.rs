@@ -81,13 +81,21 @@ impl AddResult {
         if o.contains_key("ip4") || o.contains_key("ip6") {
             return Err(bad("result", &Value::Null, "has ip4 or ip6, the form of versions before 0.3.0, which we do not read"));
         }
-        let interfaces = list(o, "interfaces")?.iter().enumerate().map(|(i, e)| interface(&format!("interfaces[{i}]"), e)).collect::<Result<Vec<_>, _>>()?;
+        let interfaces = list(o, "interfaces")?
+            .iter()
+            .enumerate()
+            .map(|(i, e)| interface(&format!("interfaces[{i}]"), e))
+            .collect::<Result<Vec<_>, _>>()?;
         let ips = list(o, "ips")?
             .iter()
             .enumerate()
             .map(|(i, e)| ip(&format!("ips[{i}]"), e, interfaces.len()))
             .collect::<Result<Vec<_>, _>>()?;
-        let routes = list(o, "routes")?.iter().enumerate().map(|(i, e)| route(&format!("routes[{i}]"), e)).collect::<Result<Vec<_>, _>>()?;
+        let routes = list(o, "routes")?
+            .iter()
+            .enumerate()
+            .map(|(i, e)| route(&format!("routes[{i}]"), e))
+            .collect::<Result<Vec<_>, _>>()?;
         let dns = match o.get("dns") {
             None | Some(Value::Null) => Dns::default(),
             Some(Value::Object(d)) => dns(d)?,
@@ -175,7 +183,13 @@ impl Route {
             o.insert("gw".into(), json!(gw));
         }
         if extended {
-            let numbers = [("mtu", self.mtu), ("advmss", self.advmss), ("priority", self.priority), ("table", self.table), ("scope", self.scope.map(u32::from))];
+            let numbers = [
+                ("mtu", self.mtu),
+                ("advmss", self.advmss),
+                ("priority", self.priority),
+                ("table", self.table),
+                ("scope", self.scope.map(u32::from)),
+            ];
             for (key, n) in numbers {
                 if let Some(n) = n {
                     o.insert(key.into(), json!(n));
@@ -277,7 +291,8 @@ fn route(at: &str, e: &Value) -> Result<Route, ResultError> {
     let (net, len) = t.split_once('/').ok_or_else(wrong)?;
     let dst = Cidr::containing(net.parse().map_err(|_| wrong())?, len.parse().map_err(|_| wrong())?).map_err(|_| wrong())?;
     let scope = number(at, e, "scope")?;
-    let scope = scope.map(|s| u8::try_from(s).map_err(|_| bad(&format!("{at}.scope"), &json!(s), "must be 0 to 255"))).transpose()?;
+    let scope =
+        scope.map(|s| u8::try_from(s).map_err(|_| bad(&format!("{at}.scope"), &json!(s), "must be 0 to 255"))).transpose()?;
     Ok(Route {
         dst,
         gw: address(at, e, "gw")?,
@@ -368,9 +383,18 @@ mod tests {
     #[test]
     fn wrong_results_name_the_field() {
         let e = |v: Value| AddResult::from_value(&v).unwrap_err().to_string();
-        assert_eq!(e(json!({"ips":[{"address":"10.0.0.1"}]})), "ips[0].address \"10.0.0.1\": \"10.0.0.1\" is not an IP network in the form address/prefix-length");
-        assert_eq!(e(json!({"interfaces":[{}],"ips":[{"address":"10.0.0.1/8","interface":3}]})), "ips[0].interface 3: there are 1 interfaces");
-        assert_eq!(e(json!({"routes":[{"dst":"x"}]})), "routes[0].dst \"x\": must be a network in the form address/prefix-length");
+        assert_eq!(
+            e(json!({"ips":[{"address":"10.0.0.1"}]})),
+            "ips[0].address \"10.0.0.1\": \"10.0.0.1\" is not an IP network in the form address/prefix-length"
+        );
+        assert_eq!(
+            e(json!({"interfaces":[{}],"ips":[{"address":"10.0.0.1/8","interface":3}]})),
+            "ips[0].interface 3: there are 1 interfaces"
+        );
+        assert_eq!(
+            e(json!({"routes":[{"dst":"x"}]})),
+            "routes[0].dst \"x\": must be a network in the form address/prefix-length"
+        );
         assert_eq!(e(json!({"routes":[{"dst":"0.0.0.0/0","gw":"x"}]})), "routes[0].gw \"x\": must be an IP address");
         assert!(e(json!({"ip4":{"ip":"10.0.0.1/8"}})).contains("before 0.3.0"));
         assert!(AddResult::from_value(&json!([])).is_err());

@@ -35,7 +35,8 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    pub const DEFAULT: Timeouts = Timeouts { connect: Duration::from_secs(10), reply: Duration::from_secs(60), exec: exec::LIMIT };
+    pub const DEFAULT: Timeouts =
+        Timeouts { connect: Duration::from_secs(10), reply: Duration::from_secs(60), exec: exec::LIMIT };
 }
 
 /// A plugin's whole `main`. `about` is its name; `alone` is none for a plugin that only ever forwards.
@@ -120,7 +121,9 @@ pub fn forward(socket: &str, raw: &RawCall, request: &Request, timeouts: Timeout
         Error::new(code, format!("failed to reach the node's agent at {socket} within {} s: {e}", timeouts.connect.as_secs()))
             .with_details("the agent is down or being replaced; see its log on this node")
     })?;
-    let lost = |what: &str, e: &dyn std::fmt::Display| Error::new(Error::TRY_AGAIN, format!("failed to {what} the node's agent at {socket}: {e}"));
+    let lost = |what: &str, e: &dyn std::fmt::Display| {
+        Error::new(Error::TRY_AGAIN, format!("failed to {what} the node's agent at {socket}: {e}"))
+    };
     let call = ToAgent::Call(Call {
         version: wire::PROTOCOL,
         verb: request.verb,
@@ -185,7 +188,13 @@ fn send(stream: &mut UnixStream, frame: &[u8], fd: Option<RawFd>) -> std::io::Re
         return stream.write_all(frame);
     };
     let fds = [fd];
-    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(frame)], &[ControlMessage::ScmRights(&fds)], MsgFlags::MSG_NOSIGNAL, None)?;
+    let sent = sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(frame)],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     stream.write_all(&frame[sent..])
 }
 

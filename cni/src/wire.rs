@@ -87,11 +87,13 @@ impl ExecDone {
     /// The result of a plugin that printed one (ADD), or the error it printed, or one that says how it ended.
     pub fn result(&self, plugin: &str, verb: Verb) -> Result<Option<crate::AddResult>, Error> {
         if self.missing {
-            return Err(Error::new(Error::DELEGATE, format!("failed to find plugin {plugin:?} in CNI_PATH")).with_details(self.stderr.clone()));
+            return Err(Error::new(Error::DELEGATE, format!("failed to find plugin {plugin:?} in CNI_PATH"))
+                .with_details(self.stderr.clone()));
         }
         if !self.ok {
             return Err(Error::from_stdout(&self.stdout).unwrap_or_else(|| {
-                let how = self.code.map_or("did not end in time or was killed".to_owned(), |c| format!("ended with exit code {c}"));
+                let how =
+                    self.code.map_or("did not end in time or was killed".to_owned(), |c| format!("ended with exit code {c}"));
                 Error::new(Error::DELEGATE, format!("plugin {plugin:?} {how}")).with_details(self.stderr.trim())
             }));
         }
@@ -130,8 +132,17 @@ pub struct Exec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Reply {
-    Failed { ok: False, code: u32, msg: String, #[serde(default)] details: String },
-    Done { ok: True, stdout: Value },
+    Failed {
+        ok: False,
+        code: u32,
+        msg: String,
+        #[serde(default)]
+        details: String,
+    },
+    Done {
+        ok: True,
+        stdout: Value,
+    },
 }
 
 /// `true`, and nothing else.
@@ -224,7 +235,10 @@ mod tests {
             json!({"type":"Call","version":1,"verb":"ADD","containerID":"c1","netns":"/run/netns/a","ifname":"eth0","args":"IgnoreUnknown=1",
                 "path":"/opt/cni/bin","stdin":{"cniVersion":"1.0.0","name":"n","type":"cni-macvlan"}})
         );
-        assert_eq!(serde_json::to_value(ToClient::Reply(Reply::done(Value::Null))).unwrap(), json!({"type":"Reply","ok":true,"stdout":null}));
+        assert_eq!(
+            serde_json::to_value(ToClient::Reply(Reply::done(Value::Null))).unwrap(),
+            json!({"type":"Reply","ok":true,"stdout":null})
+        );
         assert_eq!(
             serde_json::to_value(ToClient::Reply(Reply::failed(&Error::config("x")))).unwrap(),
             json!({"type":"Reply","ok":false,"code":7,"msg":"x","details":""})
@@ -264,7 +278,12 @@ mod tests {
 
     #[test]
     fn a_reply_that_is_neither_is_refused() {
-        for bad in [json!({"type":"Reply"}), json!({"type":"Reply","ok":true,"code":1,"msg":"x"}), json!({"type":"Reply","ok":false,"stdout":null}), json!({"type":"Other"})] {
+        for bad in [
+            json!({"type":"Reply"}),
+            json!({"type":"Reply","ok":true,"code":1,"msg":"x"}),
+            json!({"type":"Reply","ok":false,"stdout":null}),
+            json!({"type":"Other"}),
+        ] {
             assert!(decode::<ToClient>(bad.to_string().as_bytes()).is_err(), "{bad}");
         }
     }

@@ -27,7 +27,10 @@ pub fn run(call: &Exec, limit: Duration) -> ExecDone {
     let Some(file) = find(&call.plugin, &call.path) else {
         return ExecDone { missing: true, stderr: format!("looked in {:?}", call.path), ..ExecDone::default() };
     };
-    let failed = |what: &str, e: std::io::Error| ExecDone { stderr: format!("failed to {what} {}: {e}", file.display()), ..ExecDone::default() };
+    let failed = |what: &str, e: std::io::Error| ExecDone {
+        stderr: format!("failed to {what} {}: {e}", file.display()),
+        ..ExecDone::default()
+    };
     let spawned = Command::new(&file)
         .env("CNI_COMMAND", call.command.as_str())
         .env("CNI_CONTAINERID", &call.container_id)
