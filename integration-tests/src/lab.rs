@@ -152,6 +152,10 @@ fn route_and_host(router: &Space, outside: &Space) -> Result<()> {
     for (nic, v4, v6) in ROUTER {
         lines.push_str(&format!("addr add {v4} dev {nic}\naddr add {v6} dev {nic} nodad\nlink set {nic} up\n"));
     }
+    // The pods of the cluster's own network, as a router learns them by BGP where that network routes natively.
+    for node in 1..=9 {
+        lines.push_str(&format!("route add 10.244.{node}.0/24 via 10.6.0.{}\n", 10 + node));
+    }
     router.ip_batch(&lines)?;
     forward(router)?;
     for space in [router, outside] {

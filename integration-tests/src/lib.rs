@@ -2,8 +2,16 @@
 //! plugins; stand-ins for a kubelet and for the Deployment controller; the demo. It knows the product only as processes
 //! and API objects, never by its types.
 
+pub mod apply;
+pub mod cluster;
+pub mod cni_runtime;
 pub mod daemon;
+pub mod demo;
+pub mod deployments;
+pub mod echo;
+pub mod kubelet;
 pub mod lab;
 pub mod node;
+pub mod product;
 pub mod run;
 pub mod space;

@@ -206,6 +206,37 @@ pub fn clean() -> Result<Vec<Leftover>> {
     Ok(removed)
 }
 
+/// At SIGINT or SIGTERM the run is removed and this process ends with 130, as if it had never started it.
+///
+/// # Errors
+/// No thread can be started.
+pub fn remove_on_signal(dir: &Path) -> Result<()> {
+    let dir = dir.to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else { return };
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            let holders = fs::read_to_string(dir.join("holders")).unwrap_or_default();
+            for process in holders.lines().filter_map(Process::parse).filter(|p| p.lives()) {
+                let _ = kill(Pid::from_raw(process.pid.cast_signed()), Signal::SIGKILL);
+            }
+            // What wrote there is dead or dying; a second look takes what it wrote last.
+            for _ in 0..20 {
+                if fs::remove_dir_all(&dir).is_ok() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            std::process::exit(130);
+        });
+    })?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,11 +13,6 @@ fn options(nodes: u8) -> Options {
     Options { exe: PathBuf::from(env!("CARGO_BIN_EXE_mooring-lab")), nodes }
 }
 
-fn netns_count() -> usize {
-    let out = Command::new("lsns").args(["-n", "-t", "net", "-o", "NS"]).output().expect("lsns");
-    String::from_utf8_lossy(&out.stdout).lines().count()
-}
-
 #[test]
 fn nodes_reach_each_other_the_router_and_the_outside() {
     let lab = Lab::start(&options(2)).unwrap();

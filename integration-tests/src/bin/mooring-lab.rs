@@ -1,11 +1,14 @@
 //! The lab as a program: the holder of a machine, the sweeper, the stand-ins, the demo.
 
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use integration_tests::cni_runtime::Runtime;
 use integration_tests::lab::{Lab, Options};
-use integration_tests::{run, space};
+use integration_tests::{apply, demo, deployments, echo, kubelet, run, space};
 
 #[derive(Parser)]
 #[command(about = "The lab: simulated nodes with real Open vSwitch and real CNI plugins")]
@@ -19,6 +22,15 @@ enum Cmd {
     /// Hold a machine's namespaces until standard input closes (used by the lab itself)
     #[command(hide = true)]
     Hold { name: String },
+    /// Show the product on two nodes: a bridge by a label, pods with fixed addresses, ping and TCP in every direction
+    Demo {
+        /// Leave it running, and say what to try
+        #[arg(long)]
+        keep: bool,
+        /// The folder of the examples that are applied
+        #[arg(long, default_value = "examples")]
+        examples: PathBuf,
+    },
     /// Build the bare network with Open vSwitch on every node, without anything of the product, and leave it running
     Up {
         /// How many nodes
@@ -27,6 +39,50 @@ enum Cmd {
         /// Keep it only until standard input closes
         #[arg(long)]
         wait: bool,
+    },
+    /// Stand in for the kubelet of the machine this runs on
+    Kubelet {
+        /// The node's name
+        #[arg(long)]
+        node: String,
+        /// The node's address
+        #[arg(long)]
+        address: String,
+        /// The standalone API's socket
+        #[arg(long)]
+        api_socket: PathBuf,
+        /// Directories of CNI plugins, separated by colons
+        #[arg(long, default_value = "/opt/cni/bin:/usr/lib/cni")]
+        cni_path: String,
+    },
+    /// Stand in for the Deployment controller and the scheduler
+    Deployments {
+        /// The standalone API's socket
+        #[arg(long)]
+        api_socket: PathBuf,
+    },
+    /// Serve TCP that sends back what it got (every pod of the lab does)
+    Echo {
+        /// The port
+        #[arg(long, default_value_t = echo::PORT)]
+        port: u16,
+    },
+    /// Send 64 KiB over TCP to an echo server and compare what comes back
+    Tcp {
+        /// The server's address
+        to: IpAddr,
+        /// Its port
+        #[arg(default_value_t = echo::PORT)]
+        port: u16,
+    },
+    /// Create the objects of YAML files, or replace those that exist
+    Apply {
+        /// The standalone API's socket
+        #[arg(long)]
+        api_socket: PathBuf,
+        /// Files
+        #[arg(short = 'f', required = true)]
+        files: Vec<PathBuf>,
     },
     /// Remove what killed and kept runs left behind
     Clean,
@@ -47,6 +103,7 @@ fn main() -> ExitCode {
 fn act(command: Cmd) -> Result<ExitCode> {
     match command {
         Cmd::Hold { name } => space::hold(&name)?,
+        Cmd::Demo { keep, examples } => demo::run(std::env::current_exe()?, examples, keep)?,
         Cmd::Up { nodes, wait } => {
             let lab = Lab::start(&Options { exe: std::env::current_exe()?, nodes })?;
             for space in lab.spaces() {
@@ -56,6 +113,23 @@ fn act(command: Cmd) -> Result<ExitCode> {
                 std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
             } else {
                 lab.keep()?;
+            }
+        }
+        Cmd::Kubelet { node, address, api_socket, cni_path } => {
+            let runtime = Runtime { path: cni_path, cache: "/var/lib/cni".into() };
+            let cni_conf_dir = "/etc/cni/net.d".into();
+            let config = kubelet::Config { node, address, cni_conf_dir, runtime, exe: std::env::current_exe()? };
+            talking(async move |client| kubelet::run(client, config).await, &api_socket)?;
+        }
+        Cmd::Deployments { api_socket } => talking(deployments::run, &api_socket)?,
+        Cmd::Echo { port } => echo::serve(port)?,
+        Cmd::Tcp { to, port } => echo::call(to, port)?,
+        Cmd::Apply { api_socket, files } => {
+            for file in files {
+                let yaml = std::fs::read_to_string(&file).with_context(|| format!("failed to read {}", file.display()))?;
+                for line in talking(async move |client| apply::apply(&client, &yaml).await, &api_socket)? {
+                    println!("{line}");
+                }
             }
         }
         Cmd::Clean => {
@@ -74,4 +148,10 @@ fn act(command: Cmd) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `work` with a client of the API, which trusts this name with nothing that only the product may do.
+fn talking<T>(work: impl AsyncFnOnce(kube::Client) -> Result<T>, api_socket: &Path) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async { work(standalone::client::unix(api_socket, "lab")).await })
 }

@@ -1,0 +1,256 @@
+//! The product's processes on the lab's machines, started as an installation would: the API and the controller on the
+//! control machine, an agent and the CNI programs on every node; beside them the stand-ins. It does not know what they do.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::daemon::Daemon;
+use crate::lab::Lab;
+use crate::node::{CNI_BIN, Node, REFERENCE_PLUGINS};
+use crate::space::{Inside, Space};
+
+/// CNI programs by the name that a configuration gives them, and the binary behind.
+const PLUGINS: [(&str, &str); 6] = [
+    ("cni-ovs", "cni-ovs"),
+    ("cni-macvlan", "cni-macvlan"),
+    ("mooring", "cni-meta"),
+    ("coordinator", "cni-meta"),
+    ("spiderpool", "cni-meta"),
+    ("ifacer", "cni-meta"),
+];
+
+/// Everything that runs beside the bare lab.
+#[derive(Debug)]
+pub struct Product {
+    /// The API's socket.
+    pub socket: PathBuf,
+    bin: PathBuf,
+    api: Option<Daemon>,
+    controller: Option<Daemon>,
+    /// By node.
+    agents: Vec<Option<Daemon>>,
+    rest: Vec<Daemon>,
+}
+
+impl Product {
+    /// Installs and starts all of it. Binaries are taken from the directory of the lab's own program.
+    ///
+    /// # Errors
+    /// A binary is not built, or a process does not come up: with the end of its log.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let mut product = Self::api_only(lab)?;
+        product.start_controller(lab)?;
+        for node in &lab.nodes {
+            product.install(node)?;
+            product.start_agent(lab, node)?;
+        }
+        product.stand_ins(lab)?;
+        Ok(product)
+    }
+
+    /// Only the API and the stand-ins: pods have the cluster's own network, and nothing of ours but the API runs.
+    ///
+    /// # Errors
+    /// As [`Product::start`].
+    pub fn without(lab: &Lab) -> Result<Self> {
+        let mut product = Self::api_only(lab)?;
+        product.stand_ins(lab)?;
+        Ok(product)
+    }
+
+    fn api_only(lab: &Lab) -> Result<Self> {
+        let bin = lab.exe().parent().context("the lab's program has no directory")?.to_owned();
+        let socket = lab.dir().join("api.sock");
+        let mut product = Self { socket, bin, api: None, controller: None, agents: Vec::new(), rest: Vec::new() };
+        product.agents.resize_with(lab.nodes.len(), || None);
+        product.start_api(lab)?;
+        Ok(product)
+    }
+
+    fn stand_ins(&mut self, lab: &Lab) -> Result<()> {
+        self.stand_in(lab, &lab.control, "deployments", &[])?;
+        for node in &lab.nodes {
+            self.stand_in(lab, &node.space, "kubelet", &["--node", node.name(), "--address", &node.address()])?;
+        }
+        Ok(())
+    }
+
+    fn binary(&self, name: &str) -> Result<PathBuf> {
+        let file = self.bin.join(name);
+        if !file.is_file() {
+            bail!("{} is not built: cargo build --workspace --bins", file.display());
+        }
+        Ok(file)
+    }
+
+    fn start_api(&mut self, lab: &Lab) -> Result<()> {
+        let mut command = Command::new(self.binary("mooring-standalone")?);
+        command.arg("--socket").arg(&self.socket).arg("--snapshot").arg(lab.dir().join("api.json"));
+        let mut daemon = Daemon::start(lab.run(), &lab.control, "api", &mut command)?;
+        daemon.wait_for(&self.socket)?;
+        self.api = Some(daemon);
+        Ok(())
+    }
+
+    fn start_controller(&mut self, lab: &Lab) -> Result<()> {
+        let mut command = Command::new(self.binary("mooring-controller")?);
+        command.arg("--api-socket").arg(&self.socket);
+        self.controller = Some(Daemon::start(lab.run(), &lab.control, "controller", &mut command)?);
+        Ok(())
+    }
+
+    /// What an installer puts on a node: the programs, where they find the agent, and the node's CNI configuration, which
+    /// wraps the cluster's own network.
+    fn install(&self, node: &Node) -> Result<()> {
+        for (name, binary) in PLUGINS {
+            let from = self.binary(binary)?.display().to_string();
+            node.space.run("ln", &["-sf", &from, &format!("{CNI_BIN}/{name}")])?;
+        }
+        node.space.write("/etc/cni/net.d/mooring.d/agent.json", "{\"socket\": \"/run/mooring/cni.sock\"}\n")?;
+        let conflist = serde_json::json!({
+            "cniVersion": "1.0.0",
+            "name": "mooring",
+            "plugins": [{"type": "mooring", "clusterNetwork": "cluster"}],
+        });
+        node.space.write("/etc/cni/net.d/00-mooring.conflist", &format!("{conflist:#}\n"))
+    }
+
+    /// Starts the agent of a node, and waits until it takes CNI calls.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_agent(&mut self, lab: &Lab, node: &Node) -> Result<()> {
+        let mut command = Command::new(self.binary("mooring-agent")?);
+        command.args(["--node", node.name(), "--api-socket"]).arg(&self.socket);
+        let mut daemon = Daemon::start(lab.run(), &node.space, "agent", &mut command)?;
+        daemon.wait_for(&node.path("/run/mooring/cni.sock"))?;
+        self.agents[usize::from(node.number) - 1] = Some(daemon);
+        Ok(())
+    }
+
+    /// Takes a node's agent out, to stop or kill it.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn take_agent(&mut self, node: &Node) -> Result<Daemon> {
+        self.agents[usize::from(node.number) - 1].take().with_context(|| format!("no agent runs on {}", node.name()))
+    }
+
+    fn stand_in(&mut self, lab: &Lab, space: &Space, mode: &str, args: &[&str]) -> Result<()> {
+        let mut command = Command::new(lab.exe());
+        command.arg(mode).arg("--api-socket").arg(&self.socket).args(args);
+        if mode == "kubelet" {
+            command.arg("--cni-path").arg(format!("{CNI_BIN}:{REFERENCE_PLUGINS}"));
+        }
+        self.rest.push(Daemon::start(lab.run(), space, mode, &mut command)?);
+        Ok(())
+    }
+
+    /// An echo server on a machine that is no pod: who asks for TCP needs somebody who answers.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn serve_echo(&mut self, lab: &Lab, space: &Space) -> Result<()> {
+        let mut command = Command::new(lab.exe());
+        command.arg("echo");
+        self.rest.push(Daemon::start(lab.run(), space, "echo", &mut command)?);
+        Ok(())
+    }
+
+    /// All that was started still runs.
+    ///
+    /// # Errors
+    /// The first that ended, with the end of its log.
+    pub fn check(&mut self) -> Result<()> {
+        let agents = self.agents.iter_mut().flatten();
+        let all = self.api.iter_mut().chain(&mut self.controller).chain(agents).chain(&mut self.rest);
+        all.map(Daemon::check).collect()
+    }
+}
+
+/// Where something is sent from.
+#[derive(Debug, Clone, Copy)]
+pub struct From<'a> {
+    /// The machine.
+    pub space: &'a Space,
+    /// The pod's network namespace on it, as a path; the machine's own when absent.
+    pub netns: Option<&'a str>,
+}
+
+impl From<'_> {
+    /// Runs a program there.
+    ///
+    /// # Errors
+    /// It fails: with what it printed.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let Some(netns) = self.netns else { return self.space.run(program, args) };
+        let enter = format!("--net={netns}");
+        self.space.run("nsenter", &[&[enter.as_str(), program], args].concat())
+    }
+
+    /// Two echo requests; the quicker round trip, in ms, as `ping` prints it.
+    ///
+    /// # Errors
+    /// One of them is not answered within 2 s.
+    pub fn ping(&self, to: IpAddr) -> Result<String> {
+        let text = self.run("ping", &["-n", "-c2", "-i0.1", "-W2", &to.to_string()])?;
+        let lost = text.lines().find(|l| l.contains("packet loss")).unwrap_or_default();
+        if !lost.contains(" 0% packet loss") {
+            bail!("{lost}");
+        }
+        let times = text.lines().last().unwrap_or_default();
+        Ok(times.split("= ").nth(1).and_then(|t| t.split('/').next()).unwrap_or("?").to_owned())
+    }
+
+    /// 64 KiB over TCP there and back.
+    ///
+    /// # Errors
+    /// They do not come back as sent.
+    pub fn tcp(&self, exe: &Path, to: IpAddr) -> Result<()> {
+        self.run(&exe.display().to_string(), &["tcp", &to.to_string()]).map(|_| ())
+    }
+}
+
+/// Starts a capture on a machine's NIC and returns what `work` makes pass there, as tcpdump's lines.
+///
+/// # Errors
+/// tcpdump does not start, or `work` fails.
+pub fn captured(at: From<'_>, nic: &str, filter: &str, work: impl FnOnce() -> Result<()>) -> Result<String> {
+    let mut command = Command::new("nsenter");
+    if let Some(netns) = at.netns {
+        command.arg(format!("--net={netns}"));
+    }
+    command.args(["tcpdump", "-n", "-l", "-p", "-i", nic, filter]);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = at.space.spawn(Inside::All, &mut command)?;
+    let stderr = child.stderr.take().context("no stderr")?;
+    // "listening on" is its word that packets are taken from now on.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stderr));
+    let ready = lines.any(|l| l.is_ok_and(|l| l.starts_with("listening on")));
+    let result = if ready { work() } else { Err(anyhow::anyhow!("tcpdump does not listen on {nic}")) };
+    // A packet is printed a moment after it passed.
+    std::thread::sleep(Duration::from_millis(200));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    result?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Asks every 50 ms until there is an answer.
+///
+/// # Errors
+/// None within `limit`: with what was last missing.
+pub fn wait_until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(e) if Instant::now() > deadline => return Err(e.context(format!("{what}: not within {} s", limit.as_secs()))),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
