@@ -1,0 +1,199 @@
+//! The plugin's side of the agent's socket, against an agent of a few lines in the same process.
+
+use std::io::{IoSliceMut, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cni::request::RawCall;
+use cni::shim::{Timeouts, forward};
+use cni::wire::{self, Call, Reply, ToAgent, ToClient};
+use cni::{Error, Request};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use serde_json::{Value, json};
+
+const QUICK: Timeouts =
+    Timeouts { connect: Duration::from_millis(300), reply: Duration::from_millis(300), exec: Duration::from_millis(300) };
+
+fn call(command: &str, netns: &str) -> (RawCall, Request) {
+    let raw = RawCall {
+        command: command.into(),
+        container_id: "c1".into(),
+        netns: netns.into(),
+        ifname: "eth0".into(),
+        args: "MAC=0a:00:00:00:00:01".into(),
+        path: "/opt/cni/bin".into(),
+    };
+    let stdin = json!({"cniVersion":"1.1.0","name":"n","type":"cni-macvlan","prevResult":{},"extra":7}).to_string();
+    let request = Request::new(&raw, stdin.as_bytes()).unwrap();
+    (raw, request)
+}
+
+/// One connection: reads a frame, with the descriptor that came with its first byte.
+fn accept(listener: &UnixListener) -> (UnixStream, Call, Option<String>) {
+    let (stream, _) = listener.accept().unwrap();
+    let mut first = [0; 4];
+    let mut space = nix::cmsg_space!([i32; 1]);
+    let mut iov = [IoSliceMut::new(&mut first)];
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).unwrap();
+    assert_eq!(message.bytes, 4);
+    let fd = message.cmsgs().unwrap().find_map(|c| match c {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    let path = fd.map(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap().to_str().unwrap().to_owned());
+    let mut body = vec![0; wire::body_len(first).unwrap()];
+    (&stream).read_exact(&mut body).unwrap();
+    let ToAgent::Call(call) = wire::decode(&body).unwrap() else { panic!("not a call") };
+    (stream, call, path)
+}
+
+/// Runs `forward` against `agent`, which gets the connection.
+fn talk(
+    command: &str,
+    netns: &str,
+    agent: impl FnOnce(UnixStream, Call, Option<String>) + Send + 'static,
+) -> Result<Value, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("cni.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let agent = std::thread::spawn(move || {
+        let (stream, call, fd) = accept(&listener);
+        agent(stream, call, fd);
+    });
+    let (raw, request) = call(command, netns);
+    let answer = forward(socket.to_str().unwrap(), &raw, &request, QUICK);
+    agent.join().unwrap();
+    answer
+}
+
+fn answer(mut stream: UnixStream, reply: Reply) {
+    stream.write_all(&wire::encode(&ToClient::Reply(reply)).unwrap()).unwrap();
+}
+
+#[test]
+fn the_agent_gets_the_whole_call_and_the_namespace() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    let expected = path.clone();
+    let result = talk("ADD", &path, move |stream, call, fd| {
+        assert_eq!(fd.as_deref(), Some(expected.as_str()));
+        assert_eq!((call.version, call.verb, call.container_id.as_str()), (1, cni::Verb::Add, "c1"));
+        assert_eq!((call.netns.as_deref(), call.ifname.as_str()), (Some(expected.as_str()), "eth0"));
+        assert_eq!((call.args.as_str(), call.path.as_str()), ("MAC=0a:00:00:00:00:01", "/opt/cni/bin"));
+        assert_eq!(call.stdin["extra"], 7);
+        answer(stream, Reply::done(json!({"cniVersion":"1.1.0"})));
+    });
+    assert_eq!(result, Ok(json!({"cniVersion":"1.1.0"})));
+}
+
+#[test]
+fn an_error_of_the_agent_is_handed_on_as_it_is() {
+    let e = Error::new(101, "name taken").with_details("by eth0");
+    let sent = e.clone();
+    assert_eq!(talk("ADD", "/dev/null", move |s, _, _| answer(s, Reply::failed(&sent))), Err(e));
+}
+
+#[test]
+fn del_goes_without_a_namespace_that_is_gone() {
+    for netns in ["", "/run/netns/nobody-has-this"] {
+        let asked = netns.to_owned();
+        let result = talk("DEL", netns, move |s, call, fd| {
+            assert_eq!(fd, None);
+            // The path is told all the same: it says which namespace was meant.
+            assert_eq!(call.netns.unwrap_or_default(), asked);
+            answer(s, Reply::done(Value::Null));
+        });
+        assert_eq!(result, Ok(Value::Null));
+    }
+}
+
+#[test]
+fn add_and_check_need_their_namespace() {
+    for command in ["ADD", "CHECK"] {
+        let (raw, request) = call(command, "/run/netns/nobody-has-this");
+        let e = forward("/run/no-socket", &raw, &request, QUICK).unwrap_err();
+        assert_eq!(e.code, 3);
+        assert_eq!(e.msg, "CNI_NETNS \"/run/netns/nobody-has-this\": failed to open: No such file or directory (os error 2)");
+    }
+}
+
+#[test]
+fn an_agent_that_is_away_is_tried_again_later() {
+    let (raw, request) = call("DEL", "");
+    let started = Instant::now();
+    let e = forward("/run/no-socket", &raw, &request, QUICK).unwrap_err();
+    assert!(started.elapsed() >= QUICK.connect, "it waits for an agent that is being replaced");
+    assert_eq!(e.code, 11);
+    assert!(e.msg.starts_with("failed to reach the node's agent at /run/no-socket within 0 s"), "{e}");
+    let raw = RawCall { command: "STATUS".into(), ..raw };
+    let request = Request::new(&raw, br#"{"cniVersion":"1.1.0","name":"n","type":"t"}"#).unwrap();
+    assert_eq!(forward("/run/no-socket", &raw, &request, QUICK).unwrap_err().code, 50);
+}
+
+#[test]
+fn an_agent_that_comes_back_in_time_is_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("cni.sock");
+    let path = socket.clone();
+    let agent = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(150));
+        let (stream, _, _) = accept(&UnixListener::bind(path).unwrap());
+        answer(stream, Reply::done(Value::Null));
+    });
+    let (raw, request) = call("DEL", "");
+    let patient = Timeouts { connect: Duration::from_secs(5), ..QUICK };
+    assert_eq!(forward(socket.to_str().unwrap(), &raw, &request, patient), Ok(Value::Null));
+    agent.join().unwrap();
+}
+
+#[test]
+fn an_agent_that_hangs_hangs_up_or_babbles_is_no_answer() {
+    let e = talk("DEL", "", |s, _, _| {
+        std::thread::sleep(Duration::from_millis(600));
+        drop(s);
+    });
+    let e = e.unwrap_err();
+    assert_eq!(e.code, 11);
+    assert!(e.msg.contains("no answer within 0.3 s"), "{e}");
+    let e = talk("DEL", "", |s, _, _| drop(s)).unwrap_err();
+    assert!(e.code == 11 && e.msg.contains("it closed the connection"), "{e}");
+    // In the middle of a frame.
+    let e = talk("DEL", "", |mut s, _, _| s.write_all(&[0, 0, 0, 9, b'{']).unwrap()).unwrap_err();
+    assert!(e.code == 11 && e.msg.contains("it closed the connection"), "{e}");
+    let e = talk("DEL", "", |mut s, _, _| s.write_all(&[0, 0, 0, 2, b'{', b'}']).unwrap()).unwrap_err();
+    assert!(e.code == 11 && e.msg.contains("failed to read a message"), "{e}");
+    let e = talk("DEL", "", |mut s, _, _| s.write_all(&[255; 4]).unwrap()).unwrap_err();
+    assert!(e.code == 11 && e.msg.contains("over the limit"), "{e}");
+}
+
+#[test]
+fn a_plugin_that_is_not_there_is_told_to_the_agent() {
+    let result = talk("DEL", "", |mut stream, call, _| {
+        let exec = wire::Exec {
+            plugin: "no-such-plugin".into(),
+            command: cni::Verb::Del,
+            container_id: call.container_id,
+            netns: None,
+            ifname: call.ifname,
+            args: call.args,
+            path: call.path,
+            stdin: call.stdin,
+        };
+        stream.write_all(&wire::encode(&ToClient::Exec(exec)).unwrap()).unwrap();
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).unwrap();
+        let mut body = vec![0; wire::body_len(head).unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        let ToAgent::ExecDone(done) = wire::decode(&body).unwrap() else { panic!("not an end") };
+        assert!(done.missing && !done.ok);
+        let e = done.result("no-such-plugin", cni::Verb::Del).unwrap_err();
+        answer(stream, Reply::failed(&e));
+    });
+    assert_eq!(
+        result.unwrap_err().to_string(),
+        "failed to find plugin \"no-such-plugin\" in CNI_PATH; looked in \"/opt/cni/bin\""
+    );
+    assert!(!Path::new("/opt/cni/bin/no-such-plugin").exists());
+}
