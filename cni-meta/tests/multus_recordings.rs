@@ -1,5 +1,7 @@
 //! The annotations that Multus wrote for recorded pods, against ours for the same networks and results.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should")]
+
 use std::path::{Path, PathBuf};
 
 use cni::AddResult;

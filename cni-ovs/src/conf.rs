@@ -139,7 +139,9 @@ fn merge(raw: &Map<String, Value>, flat: Option<&str>) -> Result<Map<String, Val
         let absent = match merged.get(key) {
             None | Some(Value::Null) => true,
             // `vlan` is a pointer there: 0 is a value.
-            Some(v) => *v == Value::from("") || (*v == Value::from(0) && key != "vlan") || *v == Value::Array(Vec::new()),
+            Some(Value::String(s)) => s.is_empty(),
+            Some(Value::Array(a)) => a.is_empty(),
+            Some(v) => v.as_i64() == Some(0) && key != "vlan",
         };
         if let (true, Some(v)) = (absent, file.get(key)) {
             merged.insert(key.to_owned(), v.clone());

@@ -1,5 +1,7 @@
 //! What the real ovs-cni accepted, refused and left in OVSDB, against what we plan for the same input.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

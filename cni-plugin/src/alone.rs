@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::attach::{attach_of, check_error, error_of, nic_of, nic_of_prev, result_of};
 
+/// (network name, attachments that are valid, what is there) to the steps that take the rest away.
+pub type Garbage = fn(&str, &[AttachmentId], &Observed) -> Plan;
+
 /// One call, with what the particular plugin brings.
 #[allow(missing_debug_implementations, reason = "a trait object and a function have nothing to show")]
 pub struct Alone<'a> {
@@ -19,7 +22,7 @@ pub struct Alone<'a> {
     pub ovsdb: Option<ovsdb::Endpoint>,
     /// Steps that take away what no valid attachment of this network owns; none where all of it lives and dies with the
     /// container's network namespace.
-    pub gc: Option<fn(&str, &[AttachmentId], &Observed) -> Plan>,
+    pub gc: Option<Garbage>,
 }
 
 impl Alone<'_> {

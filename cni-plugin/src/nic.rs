@@ -109,10 +109,10 @@ pub fn check<'a>(attach: &Attach, seen: &'a Observed, mac: Option<MacAddr>) -> R
             format!("is not ours: its alias is {:?}", link.alias.as_deref().unwrap_or_default()),
         ));
     }
-    if let (Some(want), Some(have)) = (mac, link.mac) {
-        if want != have {
-            return Err(Refusal::conflict("mac", have, format!("should be {want}")));
-        }
+    if let (Some(want), Some(have)) = (mac, link.mac)
+        && want != have
+    {
+        return Err(Refusal::conflict("mac", have, format!("should be {want}")));
     }
     if !link.up {
         return Err(Refusal::conflict("interface", dev, "is down"));

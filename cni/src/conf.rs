@@ -48,10 +48,8 @@ impl NetConf {
         };
         let version: Version = text("cniVersion")?.parse()?;
         object("runtimeConfig")?;
-        if let Some(args) = object("args")? {
-            if args.get("cni").is_some_and(|c| !c.is_object() && !c.is_null()) {
-                return Err(Error::decode("args.cni: must be an object"));
-            }
+        if object("args")?.and_then(|a| a.get("cni")).is_some_and(|c| !c.is_object() && !c.is_null()) {
+            return Err(Error::decode("args.cni: must be an object"));
         }
         let ipam = match object("ipam")? {
             None => None,

@@ -1,5 +1,7 @@
 //! Executing other plugins, with shell scripts as plugins.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! The plugin's side of the agent's socket, against an agent of a few lines in the same process.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should")]
+
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};

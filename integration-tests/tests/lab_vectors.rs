@@ -8,6 +8,8 @@
 //! Expected JSON is a subset: objects may have more keys, lists are whole; a text `~x` stands for any that holds x,
 //! `*` for anything; `$PLUGIN` is the plugin's name.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails where it should")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
