@@ -6,11 +6,13 @@ mod bridge;
 mod coordinator;
 mod node;
 mod pool;
+mod sources;
 
 pub use bridge::{CheckedUplink, bridge, bridge_on_node, trunks, uplink, uplink_in_a_word};
 pub use coordinator::{Coordinator, coordinator, merged};
 pub use node::node;
 pub use pool::{pool, reserved};
+pub use sources::{names, sources};
 
 use std::net::IpAddr;
 
