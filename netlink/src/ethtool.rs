@@ -10,7 +10,7 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use model::IfName;
 
 use crate::wire::{attributes, string_of, u16_of};
-use crate::{Error, Netns, Socket};
+use crate::{Errno, Error, Netns, Socket};
 
 /// What `ethtool -K DEV tx` covers of what a pod's veth can offload (`netdev_features_strings` in net/ethtool/common.c).
 const FEATURES: [&str; 3] = ["tx-checksum-ipv4", "tx-checksum-ip-generic", "tx-checksum-ipv6"];
@@ -40,7 +40,7 @@ pub fn set_tx_checksum(netns: Option<&Netns>, dev: &IfName, on: bool) -> Result<
         Some(n) => n.enter(open)??,
         None => open()?,
     };
-    let family = family(&socket)?;
+    let family = family(&socket, "ethtool")?;
     let header = nested(ETHTOOL_A_FEATURES_HEADER, &attr(ETHTOOL_A_HEADER_DEV_NAME, &zero_terminated(dev.as_str())));
     if is_on(&socket, family, &header)? == on {
         return Ok(false);
@@ -78,14 +78,23 @@ fn is_on(socket: &Socket, family: u16, header: &[u8]) -> Result<bool, Error> {
         .any(|name| FEATURES.contains(&name.as_str())))
 }
 
-fn family(socket: &Socket) -> Result<u16, Error> {
-    let attrs = attr(CTRL_ATTR_FAMILY_NAME, b"ethtool\0");
+/// Whether the kernel has a generic netlink family, loading the module that offers it where there is one.
+pub fn has_family(name: &str) -> Result<bool, Error> {
+    match family(&Socket::open_protocol(NETLINK_GENERIC)?, name) {
+        Ok(_) => Ok(true),
+        Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn family(socket: &Socket, name: &str) -> Result<u16, Error> {
+    let attrs = attr(CTRL_ATTR_FAMILY_NAME, &zero_terminated(name));
     let answers = socket.request(Generic { family: GENL_ID_CTRL, command: CTRL_CMD_GETFAMILY, attrs }, 0)?;
     answers
         .iter()
         .find_map(|(_, body)| find(body.get(4..)?, CTRL_ATTR_FAMILY_ID))
         .and_then(u16_of)
-        .ok_or(Error::Malformed("the generic netlink family \"ethtool\" has no number"))
+        .ok_or(Error::Malformed("a generic netlink family has no number"))
 }
 
 /// `struct genlmsghdr` and attributes.

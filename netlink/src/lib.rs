@@ -21,7 +21,7 @@ mod wire;
 
 pub use announce::{Announced, announce};
 pub use error::{BatchError, Errno, Error, KernelError, Outcome};
-pub use ethtool::set_tx_checksum;
+pub use ethtool::{has_family, set_tx_checksum};
 pub use monitor::Monitor;
 pub use netns::{Netns, NetnsId};
 pub use query::RouteLookup;

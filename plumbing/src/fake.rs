@@ -234,7 +234,7 @@ impl Hands for Session {
     async fn carry_out(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
         let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
         let ovsdb = run.first().is_some_and(Step::is_ovsdb);
-        let before = world.ovs.clone();
+        let before = (world.ovs.clone(), world.host.links.clone());
         let mut done = Vec::new();
         let mut failed: Option<(usize, StepError)> = None;
         // As the kernel does with a batch: it goes on behind a step that it refused.
@@ -245,7 +245,7 @@ impl Hands for Session {
                     done.push(Done::AlreadySo);
                     failed.get_or_insert((at, cause));
                     if ovsdb {
-                        world.ovs = before;
+                        (world.ovs, world.host.links) = before;
                         return Err(Failed { at, cause: failed.expect("just set").1, changed: vec![false; run.len()] });
                     }
                 }

@@ -73,7 +73,17 @@ impl World {
                 if self.ovs_down {
                     return Err(StepError::OvsDown(super::down()));
                 }
-                in_ovs(self.ovs.as_mut().ok_or(StepError::NoOvs)?, step)
+                let done = in_ovs(self.ovs.as_mut().ok_or(StepError::NoOvs)?, step)?;
+                // The switch makes the link of a bridge's local port, down, and takes it along.
+                match step {
+                    AddBridge(b) => {
+                        let local = self.new_link(b.name.clone(), LinkKind::Other("openvswitch".into()), None, 1500, None);
+                        self.host.links.push(local);
+                    }
+                    DelBridge(b) => self.host.links.retain(|l| l.name != b.name),
+                    _ => {}
+                }
+                Ok(done)
             }
         }
     }

@@ -170,9 +170,15 @@ fn seen(db: &Db) -> Seen {
     bridges.sort_by(|a, b| a.name.cmp(&b.name));
     Seen {
         version: root.and_then(|r| r.ovs_version.clone()).unwrap_or_default(),
-        datapath_types: root.map(|r| r.datapath_types.iter().cloned().collect()).unwrap_or_default(),
+        datapath_types: root.map(|r| r.datapath_types.iter().filter(|t| usable(t)).cloned().collect()).unwrap_or_default(),
         bridges,
     }
+}
+
+/// ovs-vswitchd lists `system` whatever the kernel has (dpif-netlink is only compiled in or not), and a bridge of a datapath
+/// that the kernel lacks comes up without ports. The family is the one of linux/openvswitch.h, `OVS_DATAPATH_FAMILY`.
+fn usable(datapath_type: &str) -> bool {
+    datapath_type != "system" || netlink::has_family("ovs_datapath").unwrap_or(true)
 }
 
 fn bridge(db: &Db, b: &ovsdb::Bridge) -> OvsBridge {
