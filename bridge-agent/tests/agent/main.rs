@@ -1,0 +1,11 @@
+//! The agent in one process: a host in memory, the stand-in for the API, real files for journal and sockets. Proves what the
+//! agent does with them, not what the kernel does: that is the lab's.
+
+mod addresses;
+mod chain;
+mod networks;
+mod nic;
+mod node;
+mod restart;
+mod socket;
+mod world;
