@@ -82,7 +82,13 @@ fn expected(nad: &Value) -> (Value, Option<Value>) {
             match p["type"].as_str() {
                 Some("macvlan") => p["type"] = json!("cni-macvlan"),
                 Some("ovs") => p["type"] = json!("cni-ovs"),
-                _ => {}
+                _ => continue,
+            }
+            // The one difference in every network of ours: a pod's selection may name `mac` and `ips`. Through theirs it
+            // cannot, for a runtime passes on what is declared and their networks declare nothing.
+            p["capabilities"] = json!({"mac": true});
+            if !p["ipam"].is_null() {
+                p["capabilities"]["ips"] = json!(true);
             }
         }
     }

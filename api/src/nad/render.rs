@@ -219,6 +219,12 @@ fn ifacer(masters: &[String], bond: Option<&Bond>, vlan: Option<i32>) -> Option<
     Some(conf)
 }
 
+/// What a pod's network selection may ask of our plugins: a runtime passes `mac` and `ips` on only where they are declared
+/// (CNI conventions, "Dynamic Plugin specific fields").
+fn capabilities(ipam: bool) -> Value {
+    if ipam { json!({"mac": true, "ips": true}) } else { json!({"mac": true}) }
+}
+
 /// Macvlan and ipvlan.
 fn macvlan(field: &str, c: &MacvlanConfig, ipam: bool) -> Result<Parts, Invalid> {
     let at = format!("spec.{field}");
@@ -235,6 +241,7 @@ fn macvlan(field: &str, c: &MacvlanConfig, ipam: bool) -> Result<Parts, Invalid>
     if field == "macvlan" {
         set(&mut main, "type", "cni-macvlan");
         set(&mut main, "mode", "bridge");
+        set(&mut main, "capabilities", capabilities(ipam));
     } else {
         set(&mut main, "type", field);
     }
@@ -289,6 +296,7 @@ fn ovs(c: &OvsConfig, ipam: bool) -> Result<Parts, Invalid> {
     if !trunk.is_empty() {
         set(&mut main, "trunk", trunk);
     }
+    set(&mut main, "capabilities", capabilities(ipam));
     with_ipam(&mut main, ipam, c.ippools.as_ref());
     let mut parts = Parts::of(main);
     if let Some(device) = c.device_id.as_deref().filter(|d| !d.is_empty()) {
