@@ -253,12 +253,27 @@ fn a_second_default_in_main_is_moved_into_the_nics_table() {
     assert!(t.contains("add route default via 10.6.0.1 dev net1 table 101 (pod)"), "{t}");
 }
 
+/// As the main plugins leave it: main had a default already, so the second one is neither there nor in the result.
 #[test]
-fn a_nic_without_a_default_gets_none() {
+fn the_gateway_of_a_second_nic_is_its_tables_default() {
     let mut pod = overlay();
     pod.routes.retain(|r| !(r.dst.is_default() && r.dev == name("net1")));
     let mut n = ipam(NET1.0, NET1.1);
     n.routes.clear();
+    let p = plan("net1", &["eth0", "net1"], &n, &settings(), &pod, &host()).unwrap();
+    assert!(text(&p).contains("add route default via 10.6.0.1 dev net1 table 101 (pod)"), "{}", text(&p));
+    let settings = Settings { default_route_nic: Some(name("net1")), ..settings() };
+    let p = plan("net1", &["eth0", "net1"], &n, &settings, &pod, &host()).unwrap();
+    assert!(text(&p).contains("add route default via 10.6.0.1 dev net1 (pod)"), "{}", text(&p));
+}
+
+#[test]
+fn a_nic_without_a_default_and_a_gateway_gets_none() {
+    let mut pod = overlay();
+    pod.routes.retain(|r| !(r.dst.is_default() && r.dev == name("net1")));
+    let mut n = ipam(NET1.0, NET1.1);
+    n.routes.clear();
+    n.gateways = Default::default();
     let p = plan("net1", &["eth0", "net1"], &n, &settings(), &pod, &host()).unwrap();
     assert!(!text(&p).contains("default via 10.6.0.1"), "{}", text(&p));
 }

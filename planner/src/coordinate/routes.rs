@@ -265,13 +265,14 @@ pub(crate) fn pod(input: &CoordinateInput<'_>, way: Way, first: bool, node: &Nod
     Ok(())
 }
 
-/// The NIC's next hop for everything else: the default route that IPAM gave or the main plugin left. A gateway alone is none
-/// (`cleangateway` takes the route away and leaves the gateway).
+/// The NIC's next hop for everything else: the default route that IPAM gave or the main plugin left, else the gateway of its
+/// address. A second NIC's result has no default route, as main has room for one; our IPAM leaves the gateway out too where
+/// `cleangateway` asks for none.
 fn default_of(input: &CoordinateInput<'_>, ipv4: bool) -> Option<IpAddr> {
     let routes = input.nic.routes.iter().filter(|r| r.dst.is_default() && r.dst.is_ipv4() == ipv4);
     let seen = input.pod.routes.iter().filter(|r| r.dst.is_default() && r.dst.is_ipv4() == ipv4 && &r.dev == input.ifname);
     let named = if ipv4 { input.nic.gateways.v4 } else { input.nic.gateways.v6 };
-    routes.filter_map(|r| r.gw.or(named)).chain(seen.filter_map(|r| r.gw)).next()
+    routes.filter_map(|r| r.gw.or(named)).chain(seen.filter_map(|r| r.gw)).next().or(named)
 }
 
 /// One default in main: eth0's, or the named NIC's. A NIC keeps its default where no other has one.
