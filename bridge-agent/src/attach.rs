@@ -415,3 +415,8 @@ pub(crate) fn call_of(request: &Request) -> journal::Call {
         mac: None,
     }
 }
+
+/// A plan for the log, one event a line.
+pub(crate) fn one_line(plan: &planner::Plan) -> String {
+    plan.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

@@ -166,7 +166,7 @@ impl<H: Host + 'static> NodeLoop<H> {
     async fn change(&mut self, b: &BridgePlan, specs: &[BridgeOnNode], failures: &mut BTreeMap<String, Outcome>) -> bool {
         let name = b.name.to_string();
         let steps: Vec<String> = b.plan.steps.iter().map(ToString::to_string).collect();
-        tracing::info!(bridge = name, verdict = b.verdict.reason(), plan = %b.plan, "changing");
+        tracing::info!(bridge = name, verdict = b.verdict.reason(), plan = steps.join("; "), "changing");
         match self.host.apply(None, &b.plan).await {
             Ok(()) => {
                 self.changes.insert(name, steps);

@@ -288,8 +288,8 @@ impl<H: Host + 'static> Agent<H> {
             Some(i) if wanted.is_empty() => self.addresses_before(i, &nic.nic).await?,
             _ => Vec::new(),
         };
-        for ip in wanted.iter().filter(|w| !families(nic).iter().any(|(f, _)| *f == Family::of(w.ip))) {
-            return Err(Error::config(format!("address {} cannot be given: no {} pool is named for {}", ip.ip, Family::of(ip.ip), nic.nic)));
+        if let Some(w) = wanted.iter().find(|w| !families(nic).iter().any(|(f, _)| *f == Family::of(w.ip))) {
+            return Err(Error::config(format!("address {} cannot be given: no {} pool is named for {}", w.ip, Family::of(w.ip), nic.nic)));
         }
         for (family, pools) in families(nic) {
             if turn.abort.is_set() {

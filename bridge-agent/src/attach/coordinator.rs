@@ -13,7 +13,7 @@ use plumbing::Host;
 use serde_json::{Map, Value};
 
 use super::nic::{apply_error, host_error};
-use super::{Agent, Turn, call_of, hung_up, ifname, netns_ref};
+use super::{Agent, Turn, call_of, hung_up, ifname, netns_ref, one_line};
 use crate::caches::Pod;
 use crate::journal::{Entry, Key, Role, State, Work};
 
@@ -59,7 +59,7 @@ impl<H: Host + 'static> Agent<H> {
             work: Work::Coordinator(call),
         };
         self.write(entry.clone())?;
-        tracing::debug!(container = request.container_id, ifname = %name, %plan, "coordinate");
+        tracing::debug!(container = request.container_id, ifname = %name, plan = one_line(&plan), "coordinate");
         if let Err(e) = self.host.apply(Some(netns), &plan).await {
             if e.undone() {
                 self.forget(&key);
@@ -95,7 +95,13 @@ impl<H: Host + 'static> Agent<H> {
         }
         let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: false };
         let seen = self.host.observe(None, &scope).await.map_err(|e| host_error(&e))?;
-        let plan = coordinate::plan_del(owner(container, name), &ips, table, &seen.host);
+        let owner = owner(container, name);
+        let mut plan = coordinate::plan_del(owner, &ips, table, &seen.host);
+        // The pair as a process left it that ended between its birth and its mark.
+        let pair = owner.attachment.link_name(coordinate::HOST_VETH_PREFIX);
+        if entry.as_ref().is_some_and(|e| e.state != State::Added) && seen.host.link(&pair).is_some_and(|l| l.alias.is_none()) {
+            plan.push(planner::Step::DelLink { ns: planner::Ns::Host, name: pair });
+        }
         self.host.apply(None, &plan).await.map_err(|e| apply_error(&e))?;
         if entry.is_some() {
             self.forget(&key);

@@ -3,11 +3,12 @@
 use cni::{AddResult, Error, Request, Verb};
 use cni_plugin::{attach_of, check_error, error_of, nic_of, result_of};
 use model::RunBy;
-use planner::{Attach, MainPlugin, Nic};
+use model::observed::{Link, LinkKind, Look, Scope};
+use planner::{Attach, MainPlugin, Nic, Ns, Plan, Step};
 use plumbing::{ApplyError, Host, HostError, Netns};
 
 use super::foreign::Foreign;
-use super::{Agent, Kind, Turn, call_of, del_request, hung_up, ifname, living_netns, netns_ref, without_prev};
+use super::{Agent, Kind, Turn, call_of, one_line, del_request, hung_up, ifname, living_netns, netns_ref, without_prev};
 use crate::cni_server::Runner;
 use crate::journal::{Entry, Key, Role, State, Work};
 
@@ -101,7 +102,7 @@ impl<H: Host + 'static> Agent<H> {
             c.mac = plugin.main.mac(&attach).map(|m| m.to_string());
         }
         self.write(entry.clone())?;
-        tracing::debug!(container = request.container_id, ifname = %attach.ifname, %plan, "add");
+        tracing::debug!(container = request.container_id, ifname = %attach.ifname, plan = one_line(&plan), "add");
         self.host.apply(Some(netns), &plan).await.map_err(|e| apply_error(&e))?;
         let result = result_of(&attach, &plan, request, ipam)?;
         entry.state = State::Added;
@@ -112,7 +113,7 @@ impl<H: Host + 'static> Agent<H> {
     /// After a failed `make`: what `apply` could not undo, and the addresses. What is left stays noted for DEL.
     async fn unmake<R: Runner>(&self, turn: &Turn<'_>, plugin: &Plugin, entry: &Entry, runner: &mut R) {
         let gone = match attach_of(turn.request, Nic::default(), RunBy::Agent) {
-            Ok(attach) => self.remove(&plugin.main, &attach, turn.netns).await,
+            Ok(attach) => self.remove(plugin.main.as_ref(), &attach, turn.netns).await,
             Err(e) => Err(e),
         };
         if let Err(error) = &gone {
@@ -186,7 +187,10 @@ impl<H: Host + 'static> Agent<H> {
         let netns = turn.netns.filter(same).or(reopened.as_ref());
         let plugin = plugin_of(request)?;
         let attach = attach_of(request, Nic::default(), RunBy::Agent)?;
-        self.remove(&plugin.main, &attach, netns).await?;
+        self.remove(plugin.main.as_ref(), &attach, netns).await?;
+        if entry.as_ref().is_some_and(|e| e.state != State::Added) {
+            self.remove_unmarked(plugin.main.as_ref(), &attach, netns).await?;
+        }
         match request.conf.ipam_type() {
             None => {}
             // The address last: it is never free while its port lives.
@@ -199,9 +203,24 @@ impl<H: Host + 'static> Agent<H> {
         Ok(())
     }
 
-    async fn remove(&self, plugin: &Box<dyn MainPlugin>, attach: &Attach, netns: Option<&Netns>) -> Result<(), Error> {
+    async fn remove(&self, plugin: &dyn MainPlugin, attach: &Attach, netns: Option<&Netns>) -> Result<(), Error> {
         let seen = self.host.observe(netns, &plugin.scope(attach)).await.map_err(|e| host_error(&e))?;
         let plan = plugin.plan_del(attach, &seen);
+        self.host.apply(netns, &plan).await.map_err(|e| apply_error(&e))
+    }
+
+    /// A link has its mark a moment after its birth: a process that ended in between left one without. The journal says that
+    /// it was being made, by these names, which were free before.
+    async fn remove_unmarked(&self, plugin: &dyn MainPlugin, attach: &Attach, netns: Option<&Netns>) -> Result<(), Error> {
+        let host = plugin.host_link(attach);
+        let scope = Scope { host: Look::Links(host.iter().cloned().collect()), pod: Look::Links(vec![attach.ifname.clone()]), ovs: false };
+        let seen = self.host.observe(netns, &scope).await.map_err(|e| host_error(&e))?;
+        let ours = |l: &&Link| l.alias.is_none() && matches!(l.kind, LinkKind::Veth | LinkKind::Macvlan { .. });
+        let on_host = host.iter().filter_map(|n| seen.host.link(n)).filter(ours).map(|l| Step::DelLink { ns: Ns::Host, name: l.name.clone() });
+        // A veth's end in the pod goes with the one on the host.
+        let in_pod = seen.pod.link(&attach.ifname).filter(ours).filter(|l| l.kind != LinkKind::Veth);
+        let in_pod = in_pod.map(|l| Step::DelLink { ns: Ns::Pod, name: l.name.clone() });
+        let plan: Plan = on_host.chain(in_pod).collect();
         self.host.apply(netns, &plan).await.map_err(|e| apply_error(&e))
     }
 

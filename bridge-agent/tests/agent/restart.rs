@@ -43,6 +43,27 @@ async fn what_was_begun_is_undone_what_lives_stays_and_what_died_goes() {
 }
 
 #[tokio::test]
+async fn a_link_that_was_born_and_not_yet_marked_is_found_by_the_journal() {
+    let w = World::new().await;
+    for (container, conf) in [("o", ovs(json!({"ipam":null}))), ("m", crate::world::macvlan(json!({"ipam":null})))] {
+        let before = w.before(container).await;
+        w.add(container, "eth0", &conf, None).await.unwrap();
+        // As the kernel has it between the birth and the mark, and Open vSwitch not at all.
+        w.host.edit_host(|h, ovs| {
+            h.links.iter_mut().for_each(|l| l.alias = None);
+            ovs.as_mut().unwrap().bridges.iter_mut().for_each(|b| b.ports.retain(|p| !p.external_ids.contains_key(Owner::OVS_KEY)));
+        });
+        w.host.edit_pod(&w.netns(container).to_string_lossy(), |p| p.links.iter_mut().for_each(|l| l.alias = None));
+        for mut e in w.agent.journal.of_container(container) {
+            e.state = State::Adding;
+            w.agent.journal.put(e).unwrap();
+        }
+        assert_eq!(w.agent.sweep().await.left, 0);
+        assert_eq!(w.before(container).await, before, "{container}");
+    }
+}
+
+#[tokio::test]
 async fn marks_that_nothing_stands_for_go_unless_a_plugin_made_them_alone() {
     let w = World::new().await;
     let conf = ovs(json!({"ipam":null}));
