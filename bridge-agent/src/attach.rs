@@ -11,7 +11,7 @@ pub mod meta;
 pub mod nic;
 pub mod pools;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -59,6 +59,8 @@ pub struct Agent<H> {
     /// By pool: addresses that turned out to be taken.
     learned: Mutex<HashMap<String, Learnt>>,
     coordinating: tokio::sync::Mutex<()>,
+    /// Entries whose addresses are being given back.
+    releasing: Mutex<HashSet<Key>>,
     /// Something in the journal waits to be given back.
     pub retry: Notify,
 }
@@ -156,7 +158,7 @@ impl<H: Host + 'static> Agent<H> {
         endpoints: Arc<Endpoints>,
         events: Events,
     ) -> Self {
-        Self { me, host, client, caches, journal, leases, endpoints, events, learned: Mutex::default(), coordinating: tokio::sync::Mutex::default(), retry: Notify::new() }
+        Self { me, host, client, caches, journal, leases, endpoints, events, learned: Mutex::default(), coordinating: tokio::sync::Mutex::default(), releasing: Mutex::default(), retry: Notify::new() }
     }
 
     /// One plugin of ours. ADD returns a result, the other verbs none.

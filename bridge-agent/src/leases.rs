@@ -345,6 +345,28 @@ impl Leases {
         Ok(all.items.into_iter().map(|l| l.spec).filter(|s| s.identity.as_ref().is_some_and(same)).collect())
     }
 
+    /// Gives up what is kept for the identity besides these addresses: it asks for another pool now. What somebody holds stays.
+    pub async fn drop_others(&self, identity: &Identity, keep: &[IpAddr]) -> Result<(), LeaseError> {
+        let params = ListParams::default().labels(&format!("{}={}", keys::LEASE_IDENTITY, identity_label(identity))).match_any();
+        let all = self.request("list", "*", self.api.list(&params)).await?;
+        let kept = |l: &AddressLease| l.spec.identity.as_ref() == Some(identity) && l.spec.agent_id.is_empty() && l.spec.holder.is_none();
+        for l in all.items.into_iter().filter(kept) {
+            if l.spec.address.parse::<IpAddr>().is_ok_and(|ip| keep.contains(&ip)) {
+                continue;
+            }
+            // As it is in the list, or not at all: it may have been taken since.
+            let preconditions = Some(Preconditions { uid: l.uid(), resource_version: l.resource_version() });
+            let params = DeleteParams { preconditions, ..DeleteParams::default() };
+            let name = l.name_any();
+            match self.request("delete", &name, self.api.delete(&name, &params)).await {
+                Ok(_) => {}
+                Err(e) if matches!(code(&e), Some(404 | 409)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
     /// Addresses of one chunk (a /24 or /120) that have a lease. One label list, from the API server's cache.
     pub async fn of_chunk(&self, domain: &str, base: IpAddr) -> Result<BTreeSet<IpAddr>, LeaseError> {
         let params = ListParams::default().labels(&format!("{}={}", keys::LEASE_CHUNK, chunk_label(base))).match_any();

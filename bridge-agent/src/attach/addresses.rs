@@ -2,15 +2,17 @@
 //! who has it is the API server's (`leases`); here they meet the journal. All families of a NIC are taken together or not
 //! at all, and with `ippools` those of all NICs.
 
+use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::annotations::{self, PodPools, PoolChoice, WantedIp};
 use api::mooring::{Holder, Identity, IdentityKind};
 use cni::{AddResult, Error, Request};
+use futures_util::future::join_all;
 use ipam::fixed::{self, Controller};
 use ipam::{Family, FamilyNames, Learned, NicEntry, NicPools, Picker, Pool, Sources, Window};
 use kube::ResourceExt;
@@ -152,8 +154,9 @@ impl<H: Host + 'static> Agent<H> {
             return;
         }
         if let Err(error) = self.journal.put(entry.clone()) {
-            // Then only memory knows until the next start, whose list of leases finds them.
-            tracing::warn!(%error, nic, "failed to note addresses that are to be given back");
+            // The next start's list of leases finds them.
+            tracing::warn!(%error, nic, "failed to note addresses that are to be given back, they stay until the next start");
+            return;
         }
         self.release_entry(&entry).await;
     }
@@ -189,13 +192,17 @@ impl<H: Host + 'static> Agent<H> {
         Ok(())
     }
 
-    /// Whether all leases of the entry are given back; then the entry is gone. Otherwise it stays for `retry_releases`.
+    /// Whether all leases of the entry are given back; then the entry is gone. Otherwise it stays for `retry_releases`. Only one
+    /// at a time for an entry: who came second might empty a lease that the first one's successor has taken meanwhile.
     pub(crate) async fn release_entry(&self, entry: &Entry) -> bool {
-        let Work::Addresses(a) = &entry.work else { return true };
+        let Some(_only) = Releasing::begin(&self.releasing, &entry.key) else { return false };
+        let Some(Entry { work: Work::Addresses(a), .. }) = self.journal.get(&entry.key) else { return true };
+        // Together: an API server that does not answer costs a DEL one wait, not one for each address.
+        let done = join_all(a.held.iter().map(|h| self.leases.release(&h.lease, &h.uid, h.fixed))).await;
         let mut left = Vec::new();
-        for h in &a.held {
-            if let Err(error) = self.leases.release(&h.lease, &h.uid, h.fixed).await {
-                tracing::warn!(lease = h.lease, %error, "failed to give an address back, will retry");
+        for (h, done) in a.held.iter().zip(done) {
+            if let Err(error) = done {
+                tracing::warn!(lease = h.lease, error = crate::cni_server::with_causes(&error), "failed to give an address back, will retry");
                 left.push(h.clone());
             }
         }
@@ -204,8 +211,7 @@ impl<H: Host + 'static> Agent<H> {
             return true;
         }
         if left.len() < a.held.len() {
-            let mut rest = entry.clone();
-            rest.work = Work::Addresses(Addresses { held: left, ..a.clone() });
+            let rest = Entry { work: Work::Addresses(Addresses { held: left, ..a }), ..entry.clone() };
             if let Err(error) = self.journal.put(rest) {
                 tracing::warn!(%error, "failed to note which addresses are left");
             }
@@ -328,6 +334,12 @@ impl<H: Host + 'static> Agent<H> {
                 fixed: identity.is_some(),
                 fresh: lease.created,
             });
+        }
+        if let Some(id) = identity.as_ref().filter(|_| before.iter().any(|ip| !held.iter().any(|h| h.addr.ip() == *ip))) {
+            let keep: Vec<IpAddr> = held.iter().map(|h| h.addr.ip()).collect();
+            if let Err(error) = self.leases.drop_others(id, &keep).await {
+                tracing::warn!(identity = ?id, %error, "failed to give up an address of a pool that is no longer asked for");
+            }
         }
         let extra = annotations::routes(words.pod.annotations()).map_err(|e| Error::config(format!("annotation {e}")))?;
         for h in held.iter_mut() {
@@ -500,6 +512,24 @@ impl<H: Host + 'static> Agent<H> {
         let ips: Vec<IpAddr> = out.iter().map(|w| w.ip).collect();
         fixed::one_of_each_family(&ips).map_err(|e| Error::config(e.to_string()))?;
         Ok(out)
+    }
+}
+
+/// The right to release one entry.
+struct Releasing<'a> {
+    all: &'a Mutex<HashSet<Key>>,
+    key: Key,
+}
+
+impl<'a> Releasing<'a> {
+    fn begin(all: &'a Mutex<HashSet<Key>>, key: &Key) -> Option<Self> {
+        all.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()).then(|| Self { all, key: key.clone() })
+    }
+}
+
+impl Drop for Releasing<'_> {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }
 

@@ -245,6 +245,54 @@ async fn a_pod_of_a_statefulset_keeps_its_address() {
 }
 
 #[tokio::test]
+async fn a_stateful_pod_that_asks_for_another_pool_gives_its_old_address_up() {
+    let w = World::new().await;
+    w.v4("p", "10.6.1.10").await;
+    w.v4("q", "10.6.2.10").await;
+    let owner = stateful_set(&w).await;
+    let a = w.pod_of("web-0", v4("p"), owner.clone()).await;
+    let conf = macvlan(json!({}));
+    w.add("c1", "eth0", &conf, Some(&a)).await.unwrap();
+    w.del("c1", "eth0", &conf, Some(&a)).await.unwrap();
+    w.delete_pod("web-0").await;
+    let b = w.pod_of("web-0", v4("q"), owner).await;
+    assert_eq!(w.add("c2", "eth0", &conf, Some(&b)).await.unwrap()["ips"][0]["address"], "10.6.2.10/16");
+    let names: Vec<String> = w.leases().await.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(names, ["default.v4-10-6-2-10"]);
+}
+
+#[tokio::test]
+async fn pods_that_come_and_go_at_once_never_share_an_address_and_leave_none_behind() {
+    let w = World::new().await;
+    w.v4("p", "10.6.1.10-10.6.1.13").await;
+    let conf = macvlan(json!({}));
+    let mut pods = Vec::new();
+    for i in 0..4 {
+        pods.push(w.pod(&format!("a{i}"), v4("p")).await);
+    }
+    let in_use = std::sync::Mutex::new(std::collections::HashSet::new());
+    let life = |i: usize| {
+        let (w, conf, pod, in_use) = (&w, &conf, &pods[i], &in_use);
+        async move {
+            for round in 0..15 {
+                let c = format!("c{i}-{round}");
+                let got = w.add(&c, "eth0", conf, Some(pod)).await.unwrap()["ips"][0]["address"].as_str().unwrap().to_owned();
+                assert!(in_use.lock().unwrap().insert(got.clone()), "{got} is given twice");
+                tokio::task::yield_now().await;
+                in_use.lock().unwrap().remove(&got);
+                // The runtime asks twice, at once.
+                let (x, y) = tokio::join!(w.del(&c, "eth0", conf, Some(pod)), w.del(&c, "eth0", conf, Some(pod)));
+                x.unwrap();
+                y.unwrap();
+            }
+        }
+    };
+    futures_util::future::join_all((0..4).map(life)).await;
+    w.until("all is given back", || w.agent.journal.is_empty()).await;
+    assert!(w.leases().await.is_empty());
+}
+
+#[tokio::test]
 async fn a_failed_add_keeps_no_fixed_address_that_it_was_the_first_to_take() {
     let w = World::new().await;
     w.v4("p", "10.6.1.10-10.6.1.250").await;
