@@ -167,6 +167,36 @@ impl Cluster {
         Ok(aligned(&rows))
     }
 
+    /// `kubectl get pods -o wide`, whose columns are computed and not read.
+    ///
+    /// # Errors
+    /// The API does not answer.
+    pub fn pods_wide(&self) -> Result<String> {
+        let names = ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "NOMINATED NODE", "READINESS GATES"];
+        let mut rows = vec![names.map(str::to_owned).to_vec()];
+        for pod in self.list(PODS)? {
+            let containers = pod.pointer("/status/containerStatuses").and_then(Value::as_array).cloned().unwrap_or_default();
+            let all = pod.pointer("/spec/containers").and_then(Value::as_array).map_or(0, Vec::len);
+            let ready = containers.iter().filter(|c| c["ready"] == true).count();
+            let restarts: u64 = containers.iter().filter_map(|c| c["restartCount"].as_u64()).sum();
+            let created: k8s_openapi::jiff::Timestamp = text(&pod, "/metadata/creationTimestamp").parse()?;
+            let age = k8s_openapi::jiff::Timestamp::now().as_second() - created.as_second();
+            let or_none = |path| Some(text(&pod, path)).filter(|t| !t.is_empty()).unwrap_or("<none>".into());
+            rows.push(vec![
+                text(&pod, "/metadata/name"),
+                format!("{ready}/{all}"),
+                text(&pod, "/status/phase"),
+                restarts.to_string(),
+                format!("{age}s"),
+                or_none("/status/podIP"),
+                or_none("/spec/nodeName"),
+                or_none("/status/nominatedNodeName"),
+                "<none>".into(),
+            ]);
+        }
+        Ok(aligned(&rows))
+    }
+
     /// A condition of an object is True.
     ///
     /// # Errors

@@ -36,9 +36,6 @@ const ENDPOINT_COLUMNS: [(&str, &str); 6] = [
     ("IPV6", "/status/current/ips/0/ipv6"),
     ("NODE", "/status/current/node"),
 ];
-/// Columns of `kubectl get pods -o wide`.
-const POD_COLUMNS: [(&str, &str); 3] = [("STATUS", "/status/phase"), ("IP", "/status/podIP"), ("NODE", "/spec/nodeName")];
-
 /// A pod as the demo needs it.
 #[derive(Debug, Clone)]
 struct Pod {
@@ -240,12 +237,13 @@ impl Demo {
         for (title, kind, columns) in [
             ("spiderippool", POOLS, POOL_COLUMNS.as_slice()),
             ("spiderendpoints", ENDPOINTS, ENDPOINT_COLUMNS.as_slice()),
-            ("pods -o wide", PODS, POD_COLUMNS.as_slice()),
             ("bridges", BRIDGES, &[("READY", "/status/ready"), ("DESIRED", "/status/desired"), ("UPLINK", "/status/uplink")]),
         ] {
             println!("\n# kubectl get {title}");
             print!("{}", self.cluster.table(kind, columns)?);
         }
+        println!("\n# kubectl get pods -o wide");
+        print!("{}", self.cluster.pods_wide()?);
         for (pool, first, last) in
             [("ippool-test", "172.18.30.131", "172.18.30.140"), ("10-6-v4", "10.6.212.200", "10.6.212.240")]
         {

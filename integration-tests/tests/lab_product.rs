@@ -1,0 +1,239 @@
+//! What users and accidents do beyond the demo: a bridge made by hand, drift, a label taken away, an agent that dies, bad
+//! pods, fixed addresses, both families. Everything is judged by foreign tools.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use integration_tests::cluster::{BRIDGES, Cluster, EVENTS, NODE_NETWORKS, NODES, PODS, text};
+use integration_tests::lab::{Lab, OUTSIDE, Options};
+use integration_tests::product::{From, Product, wait_until};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// As the example's pods name their pool.
+const POOL: &str = ", ipam.spidernet.io/ippool: '{\"ipv4\": [\"ippool-test\"]}'";
+
+struct World {
+    product: Product,
+    cluster: Cluster,
+    lab: Lab,
+}
+
+impl World {
+    fn start() -> Self {
+        let exe = PathBuf::from(env!("CARGO_BIN_EXE_mooring-lab"));
+        let lab = Lab::start(&Options { exe, nodes: 2 }).unwrap();
+        let product = Product::start(&lab).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.run().tails(20)));
+        let cluster = Cluster::new(&product.socket).unwrap();
+        let world = Self { product, cluster, lab };
+        world.wait("nodes", |w| Ok(ensure!(w.cluster.list(NODES)?.len() == 2, "nodes are missing")));
+        world
+    }
+
+    fn wait<T>(&self, what: &str, mut ask: impl FnMut(&Self) -> Result<T>) -> T {
+        wait_until(what, PATIENCE, || ask(self)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.run().tails(20)))
+    }
+
+    fn example(&self, files: &[&str]) {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/underlay-ovs");
+        self.cluster.apply(&files.iter().map(|f| dir.join(f)).collect::<Vec<_>>()).unwrap();
+    }
+
+    /// The example's Bridge, on these nodes, ready.
+    fn bridge(&self, nodes: &[&str]) {
+        self.example(&["00-bridge.yaml"]);
+        for node in nodes {
+            self.cluster.label_node(node, "bridge.mooring.dev/br1", Some("enabled")).unwrap();
+        }
+        for node in nodes {
+            self.wait("bridge ready", |w| {
+                let object = w.cluster.get(NODES, None, node)?;
+                let network = w.cluster.get(NODE_NETWORKS, None, node)?;
+                let label = text(&object, "/metadata/labels/ready.mooring.dev~1br1");
+                Ok(ensure!(label == "true", "{node} is not ready: {}", text(&network, "/status/bridges")))
+            });
+        }
+    }
+
+    fn vsctl(&self, node: usize, args: &[&str]) -> String {
+        self.lab.node(node).space.run("ovs-vsctl", &[&["--timeout=10"], args].concat()).unwrap().trim().to_owned()
+    }
+
+    /// A pod on the example's network with an address of its pool, and with more annotations.
+    fn pod(&self, name: &str, node: &str, annotations: &str) {
+        let yaml = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: default, annotations: {{\
+             v1.multus-cni.io/default-network: kube-system/ovs-conf{annotations}}}}}, \
+             spec: {{nodeName: {node}, containers: [{{name: c, image: c}}]}}}}"
+        );
+        self.cluster.apply_text(&yaml).unwrap();
+    }
+
+    fn running(&self, name: &str) -> Value {
+        self.wait(&format!("{name} runs"), |w| {
+            let pod = w.cluster.get(PODS, Some("default"), name)?;
+            ensure!(text(&pod, "/status/phase") == "Running", "{}", w.warning(name));
+            Ok(pod)
+        })
+    }
+
+    /// The newest warning about a pod.
+    fn warning(&self, name: &str) -> String {
+        let mut events = self.cluster.list(EVENTS).unwrap();
+        events.retain(|e| text(e, "/involvedObject/name") == name && text(e, "/reason") == "FailedCreatePodSandBox");
+        events.sort_by_key(|e| text(e, "/lastTimestamp"));
+        events.last().map(|e| text(e, "/message")).unwrap_or_default()
+    }
+
+    /// The path of a pod's network namespace, by the runtime's record.
+    fn netns(&self, node: usize, name: &str) -> String {
+        let records = self.lab.node(node).space.run("sh", &["-c", "cat /var/lib/cni/results/*-eth0"]).unwrap();
+        let mut records = serde_json::Deserializer::from_str(&records).into_iter::<Value>().map(Result::unwrap);
+        let named = |r: &Value| r["cniArgs"].as_array().unwrap().iter().any(|a| a[0] == "K8S_POD_NAME" && a[1] == name);
+        text(&records.find(named).unwrap(), "/netns")
+    }
+
+    fn delete_pods(&self) {
+        for pod in self.cluster.list(PODS).unwrap() {
+            self.cluster.delete(PODS, &text(&pod, "/metadata/name")).unwrap();
+        }
+        self.wait("no pods", |w| Ok(ensure!(w.cluster.list(PODS)?.is_empty(), "pods are left")));
+    }
+
+    /// Nothing of a pod is on the node.
+    fn bare(&self, node: usize) -> Result<()> {
+        let links: Value = serde_json::from_str(&self.lab.node(node).space.run("ip", &["-j", "link"])?)?;
+        let names: Vec<String> = links.as_array().unwrap().iter().map(|l| text(l, "/ifname")).collect();
+        let known = ["lo", "ens192", "eth0", "br1", "ovs-netdev"];
+        ensure!(names.iter().all(|n| known.contains(&n.as_str())), "links: {names:?}");
+        let ports = self.vsctl(node, &["list-ports", "br1"]);
+        ensure!(ports == "eth0", "ports: {ports}");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_bridge_made_by_hand_is_adopted_and_stays_when_the_object_goes() {
+    let world = World::start();
+    let make = ["add-br", "br1", "--", "set", "bridge", "br1", "datapath_type=netdev", "--", "add-port", "br1", "eth0"];
+    world.vsctl(1, &make);
+    let uuid = world.vsctl(1, &["get", "bridge", "br1", "_uuid"]);
+    world.bridge(&["n1"]);
+    assert_eq!(world.vsctl(1, &["get", "bridge", "br1", "_uuid"]), uuid);
+    assert_eq!(world.vsctl(1, &["list-ports", "br1"]), "eth0");
+    world.cluster.delete(BRIDGES, "br1").unwrap();
+    world.wait("label gone", |w| {
+        let node = w.cluster.get(NODES, None, "n1")?;
+        Ok(ensure!(text(&node, "/metadata/labels/ready.mooring.dev~1br1").is_empty(), "n1 still says ready"))
+    });
+    assert_eq!(world.vsctl(1, &["get", "bridge", "br1", "_uuid"]), uuid);
+    assert_eq!(world.vsctl(1, &["list-ports", "br1"]), "eth0");
+}
+
+#[test]
+fn an_uplink_that_somebody_removes_comes_back() {
+    let world = World::start();
+    world.bridge(&["n1"]);
+    world.vsctl(1, &["del-port", "br1", "eth0"]);
+    world.wait("eth0 is back", |w| Ok(ensure!(w.vsctl(1, &["list-ports", "br1"]) == "eth0", "no eth0")));
+}
+
+#[test]
+fn a_label_taken_away_leaves_the_bridge_until_its_pods_are_gone() {
+    let world = World::start();
+    world.bridge(&["n1"]);
+    world.example(&["10-ippool.yaml", "20-network.yaml"]);
+    world.pod("a", "n1", POOL);
+    world.running("a");
+    world.cluster.label_node("n1", "bridge.mooring.dev/br1", None).unwrap();
+    world.wait("in use", |w| w.cluster.condition(BRIDGES, "br1", "InUse"));
+    assert_eq!(world.vsctl(1, &["list-br"]), "br1");
+    From { space: &world.lab.node(1).space, netns: Some(&world.netns(1, "a")) }.ping("172.18.0.1".parse().unwrap()).unwrap();
+    world.delete_pods();
+    world.wait("br1 gone", |w| Ok(ensure!(w.vsctl(1, &["list-br"]).is_empty(), "br1 is there")));
+}
+
+#[test]
+fn pods_survive_the_death_of_the_agent_and_its_next_life_cleans_up() {
+    let mut world = World::start();
+    world.bridge(&["n1"]);
+    world.example(&["10-ippool.yaml", "20-network.yaml"]);
+    world.pod("a", "n1", POOL);
+    world.running("a");
+    let node = &world.lab.nodes[0];
+    world.product.take_agent(node).unwrap().kill().unwrap();
+    let netns = world.netns(1, "a");
+    From { space: &world.lab.node(1).space, netns: Some(&netns) }.ping("172.18.0.1".parse().unwrap()).unwrap();
+    world.pod("b", "n1", POOL);
+    world.wait("b is refused", |w| Ok(ensure!(w.warning("b").contains("Failed to create pod sandbox"), "no warning yet")));
+    world.product.start_agent(&world.lab, &world.lab.nodes[0]).unwrap();
+    world.running("b");
+    From { space: &world.lab.node(1).space, netns: Some(&netns) }.ping("172.18.0.1".parse().unwrap()).unwrap();
+    world.delete_pods();
+    world.wait("bare", |w| w.bare(1));
+}
+
+#[test]
+fn a_pod_that_names_no_pool_that_is_says_so_and_leaves_nothing_until_the_pool_is_there() {
+    let world = World::start();
+    world.bridge(&["n1"]);
+    world.example(&["20-network.yaml"]);
+    world.pod("a", "n1", POOL);
+    world.wait("a warning that names the pool", |w| {
+        let warning = w.warning("a");
+        Ok(ensure!(warning.contains("ippool-test"), "warning: {warning}"))
+    });
+    world.wait("bare", |w| w.bare(1));
+    world.example(&["10-ippool.yaml"]);
+    world.running("a");
+}
+
+#[test]
+fn a_fixed_address_is_the_one_that_was_asked_for_also_on_another_node() {
+    let world = World::start();
+    world.bridge(&["n1", "n2"]);
+    world.example(&["10-ippool.yaml", "20-network.yaml"]);
+    for node in ["n1", "n2"] {
+        world.pod("fixed", node, &format!("{POOL}, mooring.dev/ips: 172.18.30.135"));
+        let pod = world.running("fixed");
+        assert_eq!(text(&pod, "/status/podIP"), "172.18.30.135", "on {node}");
+        From { space: &world.lab.outside, netns: None }.ping("172.18.30.135".parse().unwrap()).unwrap();
+        world.delete_pods();
+    }
+}
+
+#[test]
+fn a_dual_stack_pod_is_reached_in_both_families() {
+    let world = World::start();
+    world.bridge(&["n1", "n2"]);
+    world.example(&["10-ippool.yaml", "20-network.yaml"]);
+    let pool = "{apiVersion: spiderpool.spidernet.io/v2beta1, kind: SpiderIPPool, metadata: {name: pool6}, \
+                spec: {ipVersion: 6, subnet: 'fd00:172:18::/64', ips: ['fd00:172:18::100-fd00:172:18::110'], gateway: 'fd00:172:18::1'}}";
+    world.cluster.apply_text(pool).unwrap();
+    let both = ", ipam.spidernet.io/ippool: '{\"ipv4\": [\"ippool-test\"], \"ipv6\": [\"pool6\"]}'";
+    for (name, node) in [("a", "n1"), ("b", "n2")] {
+        world.pod(name, node, both);
+    }
+    let ips: Vec<String> = ["a", "b"]
+        .iter()
+        .flat_map(|name| {
+            let pod = world.running(name);
+            [text(&pod, "/status/podIPs/0/ip"), text(&pod, "/status/podIPs/1/ip")]
+        })
+        .collect();
+    assert!(ips[1].starts_with("fd00:172:18::1") && ips[3].starts_with("fd00:172:18::1"), "{ips:?}");
+    let inside = world.netns(1, "a");
+    let from = From { space: &world.lab.node(1).space, netns: Some(&inside) };
+    for to in [ips[2].as_str(), ips[3].as_str(), OUTSIDE.0, OUTSIDE.1] {
+        from.ping(to.parse().unwrap()).unwrap_or_else(|e| panic!("{to}: {e:#}"));
+    }
+    for to in &ips[2..] {
+        from.tcp(world.lab.exe(), to.parse().unwrap()).unwrap();
+    }
+    for to in &ips {
+        let outside = From { space: &world.lab.outside, netns: None };
+        outside.ping(to.parse().unwrap()).unwrap();
+        outside.tcp(world.lab.exe(), to.parse().unwrap()).unwrap();
+    }
+}
