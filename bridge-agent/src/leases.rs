@@ -4,7 +4,8 @@
 //! A name that this agent works with is *claimed* in memory from before the first request until the lease is gone (or while
 //! it is held), so that two ADDs of one node never mistake each other's lease for a leftover of their own.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -98,16 +99,17 @@ pub struct Leases {
     api: Api<AddressLease>,
     node: String,
     agent_id: String,
-    claimed: Mutex<HashSet<String>>,
+    /// Name -> container that it is for; empty for work on a leftover.
+    claimed: Mutex<HashMap<String, String>>,
     /// Names whose creation may or may not have happened; each is claimed.
-    doubtful: Mutex<Vec<String>>,
+    doubtful: Mutex<Vec<(String, String)>>,
     /// Counts releases, for those who wait for an address that this node gives up.
     released: watch::Sender<u64>,
 }
 
 impl Leases {
-    /// `held`: names that the journal says this agent has.
-    pub fn new(client: Client, node: &str, agent_id: &str, held: impl IntoIterator<Item = String>) -> Self {
+    /// `held`: names that the journal says this agent has, each with its container.
+    pub fn new(client: Client, node: &str, agent_id: &str, held: impl IntoIterator<Item = (String, String)>) -> Self {
         Self {
             api: Api::all(client),
             node: node.to_owned(),
@@ -118,32 +120,45 @@ impl Leases {
         }
     }
 
-    fn claim(&self, name: &str) -> bool {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
+    fn claim(&self, name: &str, container: &str) -> bool {
+        match self.claimed.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(v) => {
+                v.insert(container.to_owned());
+                true
+            }
+        }
     }
 
-    fn unclaim(&self, name: &str) {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    /// Ends the claim of this container; a later one's stays.
+    fn unclaim(&self, name: &str, container: &str) {
+        {
+            let mut all = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.get(name).is_some_and(|c| c == container) {
+                all.remove(name);
+            }
+        }
         self.released.send_modify(|n| *n += 1);
     }
 
     pub fn is_claimed(&self, name: &str) -> bool {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
 
     /// Tries to get one address. `None`: somebody has it.
     pub async fn take(&self, ask: &Ask<'_>, ip: IpAddr) -> Result<Option<Taken>, LeaseError> {
         let name = lease_name(ask.domain, ip);
-        if !self.claim(&name) {
+        let container = &ask.holder.container_id;
+        if !self.claim(&name, container) {
             return Ok(None);
         }
         let taken = self.create_or_adopt(ask, ip, &name).await;
         match &taken {
             Ok(Some(_)) => {}
-            Ok(None) => self.unclaim(&name),
+            Ok(None) => self.unclaim(&name, container),
             // The claim stays, so that nobody adopts what `settle_doubtful` is going to delete.
-            Err(e) if e.is_doubtful() => self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push(name),
-            Err(_) => self.unclaim(&name),
+            Err(e) if e.is_doubtful() => self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name, container.clone())),
+            Err(_) => self.unclaim(&name, container),
         }
         taken
     }
@@ -206,7 +221,8 @@ impl Leases {
     }
 
     async fn try_fixed(&self, ask: &Ask<'_>, ip: IpAddr, name: &str) -> Result<Fixed, LeaseError> {
-        if !self.claim(name) {
+        let container = &ask.holder.container_id;
+        if !self.claim(name, container) {
             // This node has it: what had it before has not been taken down yet.
             let holder = self.get(name).await?.and_then(|l| l.spec.holder).map_or_else(|| "a pod that is being taken down".to_owned(), |h| named(&h));
             return Ok(Fixed::Busy { holder, node: self.node.clone() });
@@ -214,7 +230,7 @@ impl Leases {
         let outcome = self.try_claimed(ask, ip, name).await;
         match &outcome {
             Ok(Fixed::Taken(_)) => {}
-            Err(e) if e.is_doubtful() => self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned()),
+            Err(e) if e.is_doubtful() => self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), container.clone())),
             // Without waking those who wait for a release: nothing was released.
             _ => {
                 self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
@@ -254,9 +270,9 @@ impl Leases {
     }
 
     /// Gives an address back. Not there, or somebody else's by now, counts as given back. The claim ends with success.
-    pub async fn release(&self, name: &str, uid: &str, fixed: bool) -> Result<(), LeaseError> {
-        if fixed { self.empty(name, uid).await? } else { self.delete(name, uid).await? }
-        self.unclaim(name);
+    pub async fn release(&self, name: &str, uid: &str, container: &str, fixed: bool) -> Result<(), LeaseError> {
+        if fixed { self.empty(name, uid, Some(container)).await? } else { self.delete(name, uid).await? }
+        self.unclaim(name, container);
         Ok(())
     }
 
@@ -271,10 +287,11 @@ impl Leases {
         }
     }
 
-    async fn empty(&self, name: &str, uid: &str) -> Result<(), LeaseError> {
+    /// `container`: only while this one is the holder; the same lease may have a later one.
+    async fn empty(&self, name: &str, uid: &str, container: Option<&str>) -> Result<(), LeaseError> {
         for _ in 0..UPDATE_TRIES {
             let Some(mut l) = self.get(name).await? else { return Ok(()) };
-            if l.metadata.uid.as_deref() != Some(uid) || l.spec.agent_id != self.agent_id {
+            if l.metadata.uid.as_deref() != Some(uid) || l.spec.agent_id != self.agent_id || (container.is_some() && container != l.spec.holder.as_ref().map(|h| h.container_id.as_str())) {
                 return Ok(());
             }
             l.spec.node.clear();
@@ -297,12 +314,12 @@ impl Leases {
     pub async fn settle_doubtful(&self) -> Result<(), LeaseError> {
         loop {
             let name = self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).last().cloned();
-            let Some(name) = name else { return Ok(()) };
+            let Some((name, container)) = name else { return Ok(()) };
             if let Some(l) = self.get(&name).await? {
                 self.give_back(&l).await?;
             }
-            self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).retain(|n| *n != name);
-            self.unclaim(&name);
+            self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).retain(|(n, _)| *n != name);
+            self.unclaim(&name, &container);
         }
     }
 
@@ -318,11 +335,11 @@ impl Leases {
         for l in all.items.into_iter().filter(|l| l.spec.agent_id == self.agent_id) {
             let name = l.name_any();
             // Claimed while it is deleted: an ADD that picks it meanwhile takes another one.
-            if !self.claim(&name) {
+            if !self.claim(&name, "") {
                 continue;
             }
             let done = self.give_back(&l).await;
-            self.unclaim(&name);
+            self.unclaim(&name, "");
             done?;
             released += 1;
         }
@@ -334,7 +351,7 @@ impl Leases {
         if l.spec.agent_id != self.agent_id {
             return Ok(());
         }
-        if l.spec.identity.is_some() { self.empty(&name, &uid).await } else { self.delete(&name, &uid).await }
+        if l.spec.identity.is_some() { self.empty(&name, &uid, None).await } else { self.delete(&name, &uid).await }
     }
 
     /// Addresses that an identity has, of all its interfaces. One label list, for when its SpiderEndpoint is gone.

@@ -65,7 +65,7 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
     tracing::info!(node = config.node, agent_id, records = replay.records, dropped = replay.dropped, "starting");
     let journal = Arc::new(journal);
     let held = journal.all().into_iter().flat_map(|e| match e.work {
-        Work::Addresses(a) => a.held.into_iter().map(|h| h.lease).collect(),
+        Work::Addresses(a) => a.held.into_iter().map(|h| (h.lease, e.key.container_id.clone())).collect(),
         _ => Vec::new(),
     });
     let leases = Arc::new(Leases::new(client.clone(), &config.node, &agent_id, held));

@@ -132,6 +132,9 @@ impl<H: Host + 'static> Agent<H> {
             for (nic, held) in &taken {
                 self.give_back(turn, nic, held).await;
             }
+            if self.leases.has_doubtful() {
+                self.retry.notify_one();
+            }
             return Err(error);
         }
         let mine = taken.iter().find(|(nic, _)| nic == current).map(|(_, held)| held.as_slice());
@@ -198,7 +201,7 @@ impl<H: Host + 'static> Agent<H> {
         let Some(_only) = Releasing::begin(&self.releasing, &entry.key) else { return false };
         let Some(Entry { work: Work::Addresses(a), .. }) = self.journal.get(&entry.key) else { return true };
         // Together: an API server that does not answer costs a DEL one wait, not one for each address.
-        let done = join_all(a.held.iter().map(|h| self.leases.release(&h.lease, &h.uid, h.fixed))).await;
+        let done = join_all(a.held.iter().map(|h| self.leases.release(&h.lease, &h.uid, &entry.key.container_id, h.fixed))).await;
         let mut left = Vec::new();
         for (h, done) in a.held.iter().zip(done) {
             if let Err(error) = done {
@@ -353,7 +356,7 @@ impl<H: Host + 'static> Agent<H> {
         let taken = self.leases.take_fixed(ask, ip).await.map_err(|e| lease_error(&e))?;
         if turn.abort.is_set() {
             // The caller's list does not have it yet.
-            if let Err(error) = self.leases.release(&taken.name, &taken.uid, ask.identity.is_some() && !taken.created).await {
+            if let Err(error) = self.leases.release(&taken.name, &taken.uid, &ask.holder.container_id, ask.identity.is_some() && !taken.created).await {
                 tracing::warn!(lease = taken.name, %error, "failed to give an address back; the next start will");
             }
             return Err(hung_up());
@@ -482,9 +485,11 @@ impl<H: Host + 'static> Agent<H> {
     /// Addresses that are asked for by name: `mooring.dev/ips`, else `ips` of the networks annotation.
     fn wanted(&self, turn: &Turn<'_>, words: &Words<'_>, nic: &NicPools, all: &[NicPools]) -> Result<Vec<WantedIp>, Error> {
         if let Some(list) = annotations::ips(words.pod.annotations()).map_err(|e| Error::config(format!("annotation {e}")))? {
-            let unnamed = list.iter().any(|n| n.interface.is_none());
-            if unnamed && all.len() > 1 {
-                return Err(Error::config(format!("annotation {}: the pod has {} NICs of pools, so each entry has to name its interface", api::keys::IPS, all.len())));
+            // Without a name it is for the pod's only NIC of ours; a second one would ask for the same address.
+            let others = self.journal.of_container(&turn.request.container_id);
+            let others = others.iter().any(|e| e.key.role == Role::Addresses && e.key.ifname != nic.nic);
+            if list.iter().any(|n| n.interface.is_none()) && (all.len() > 1 || others) {
+                return Err(Error::config(format!("annotation {}: the pod has several NICs with addresses of pools, so each entry has to name its interface", api::keys::IPS)));
             }
             let mine = list.into_iter().find(|n| n.interface.as_ref().is_none_or(|i| i.as_str() == nic.nic));
             if let Some(m) = mine {

@@ -77,7 +77,27 @@ impl<H: Host + 'static> Agent<H> {
             self.forget(&key);
             return Err(e);
         }
-        Ok(corrected(prev, name, &plan))
+        let before = prev.pod_interface(name.as_str()).map(|(_, i)| i.mac.clone());
+        let result = corrected(prev, name, &plan);
+        let now = result.pod_interface(name.as_str()).map(|(_, i)| i.mac.clone());
+        if before != now {
+            self.note_mac(request, name, now).await;
+        }
+        Ok(result)
+    }
+
+    /// The SpiderEndpoint tells the address that the NIC has now.
+    async fn note_mac(&self, request: &Request, name: &IfName, mac: Option<String>) {
+        let Some(mut main) = self.journal.get(&Key::new(&request.container_id, name.as_str(), Role::Main)) else { return };
+        if let Work::Main(c) = &mut main.work {
+            c.mac = mac;
+        }
+        if let Err(error) = self.write(main) {
+            tracing::warn!(container = request.container_id, %error, "failed to note a hardware address");
+        }
+        if let Some(pod) = request.pod().and_then(|p| self.caches.pod_now(&p.namespace, &p.name)) {
+            self.publish(&pod, &request.container_id).await;
+        }
     }
 
     /// By the mark, and by the addresses in our table; needs neither API nor pod.

@@ -343,6 +343,13 @@ async fn addresses_asked_for_by_name_are_given_to_one_at_a_time() {
     let b = w.pod("b", annotations).await;
     let e = w.add("c2", "eth0", &conf, Some(&b)).await.unwrap_err();
     assert!(e.msg.starts_with("address 10.6.1.99 is still held by pod default/a"), "{e}");
+    let mut two = v4("p");
+    two["mooring.dev/ips"] = json!("10.6.1.97");
+    two["k8s.v1.cni.cncf.io/networks"] = json!("default/x");
+    let two = w.pod("two", two).await;
+    w.add("c9", "eth0", &conf, Some(&two)).await.unwrap();
+    let e = w.add("c9", "net1", &conf, Some(&two)).await.unwrap_err();
+    assert_eq!(e.msg, "annotation mooring.dev/ips: the pod has several NICs with addresses of pools, so each entry has to name its interface");
     // `ips` of the networks annotation comes as runtimeConfig.
     let c = w.pod("c", v4("p")).await;
     let conf = macvlan(json!({"capabilities":{"ips":true},"runtimeConfig":{"ips":["10.6.1.98/16"]}}));

@@ -83,6 +83,10 @@ async fn settings_come_from_the_network_over_the_cr_and_a_cr_that_is_not_ready_i
     let result = w.add("c1", "eth0", &coordinator(&prev, json!({"hijackCIDR":["192.0.2.0/24"]})), Some(&pod)).await.unwrap();
     // The result tells the address that the NIC has now.
     assert_eq!(result["interfaces"][0]["mac"], "0a:1b:0a:06:01:0a");
+    w.until_async("the endpoint has it", || async {
+        w.endpoint("a").await.and_then(|e| e.status?.current.ips.pop()?.mac).as_deref() == Some("0a:1b:0a:06:01:0a")
+    })
+    .await;
     let pod_state = w.host.pod(&w.netns("c1").to_string_lossy());
     let has = |dst: &str| pod_state.routes.iter().any(|r| r.dst.to_string() == dst && r.dev.as_str() == "veth0");
     assert!(has("10.244.0.0/16") && has("192.0.2.0/24"), "{:?}", pod_state.routes);

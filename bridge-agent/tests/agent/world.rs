@@ -70,7 +70,7 @@ impl World {
         let agent_id = bridge_agent::agent_id::load(&dir.path().join("state")).unwrap().to_string();
         let (journal, _) = Journal::open(&dir.path().join("journal")).unwrap();
         let held = journal.all().into_iter().flat_map(|e| match e.work {
-            Work::Addresses(a) => a.held.into_iter().map(|h| h.lease).collect(),
+            Work::Addresses(a) => a.held.into_iter().map(|h| (h.lease, e.key.container_id.clone())).collect(),
             _ => Vec::new(),
         });
         let leases = Arc::new(Leases::new(client.clone(), NODE, &agent_id, held));
