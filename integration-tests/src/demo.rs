@@ -437,6 +437,10 @@ impl Demo {
         let pid = self.lab.node(1).space.pid();
         println!("  nsenter -t {pid} -a ovs-vsctl show");
         println!("  nsenter -t {pid} -a ip netns list");
+        if let Some(pod) = self.pods()?.iter().find(|p| p.node == 0) {
+            let name = pod.netns.trim_start_matches("/run/netns/");
+            println!("  nsenter -t {pid} -a ip netns exec {name} ping -c1 {}      # from {}", OUTSIDE.0, pod.name);
+        }
         let mooring = self.lab.exe().with_file_name("mooring");
         println!("  {} --api-socket {} show", mooring.display(), self.product.socket.display());
         println!("  ls {}/logs", self.lab.dir().display());

@@ -153,12 +153,13 @@ pub struct Leftover {
     /// Its owner still works with it.
     pub in_use: bool,
     holders: Vec<Process>,
+    /// How many of its machines were alive when it was found.
+    live: usize,
 }
 
 impl std::fmt::Display for Leftover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let live = self.holders.iter().filter(|p| p.lives()).count();
-        write!(f, "{} ({live} namespaces{})", self.dir.display(), if self.in_use { ", in use" } else { "" })
+        write!(f, "{} ({} machines{})", self.dir.display(), self.live, if self.in_use { ", in use" } else { "" })
     }
 }
 
@@ -177,7 +178,9 @@ pub fn leftovers() -> Result<Vec<Leftover>> {
         let Ok(owner) = fs::read_to_string(dir.join("owner")) else { continue };
         let in_use = Process::parse(&owner).is_some_and(Process::lives);
         let holders = fs::read_to_string(dir.join("holders")).unwrap_or_default();
-        found.push(Leftover { dir, in_use, holders: holders.lines().filter_map(Process::parse).collect() });
+        let holders: Vec<Process> = holders.lines().filter_map(Process::parse).collect();
+        let live = holders.iter().filter(|p| p.lives()).count();
+        found.push(Leftover { dir, in_use, holders, live });
     }
     Ok(found)
 }
