@@ -30,6 +30,9 @@ const START_JITTER: Duration = Duration::from_millis(500);
 const POD_WAIT: Duration = Duration::from_secs(2);
 /// How long an ADD waits for the first lists after the agent's start; longer and the runtime's own retry is the better one.
 const READY_WAIT: Duration = Duration::from_secs(10);
+/// How long coordinating waits for settings before it goes on with what is known: it never blocks a pod, also not where the
+/// CRD is not installed.
+const COORDINATOR_WAIT: Duration = Duration::from_secs(1);
 /// How long the first user of a pool waits for its map; without one there are random tries, which always work.
 const MAP_WAIT: Duration = Duration::from_millis(500);
 /// A GET that has no answer by then will hardly have one within the time that the CNI call has left.
@@ -223,17 +226,17 @@ impl Caches {
 
     /// Returns when everything that choosing an address looks at has been listed once.
     pub async fn ready_for_addresses(&self) -> Result<(), CacheError> {
-        ready(&self.pools, "SpiderIPPools").await?;
-        ready(&self.reserved, "SpiderReservedIPs").await?;
-        ready(&self.namespaces, "Namespaces").await
+        ready(&self.pools, "SpiderIPPools", READY_WAIT).await?;
+        ready(&self.reserved, "SpiderReservedIPs", READY_WAIT).await?;
+        ready(&self.namespaces, "Namespaces", READY_WAIT).await
     }
 
     pub async fn ready_for_networks(&self) -> Result<(), CacheError> {
-        ready(&self.nads, "NetworkAttachmentDefinitions").await
+        ready(&self.nads, "NetworkAttachmentDefinitions", READY_WAIT).await
     }
 
     pub async fn ready_for_coordinator(&self) -> Result<(), CacheError> {
-        ready(&self.coordinators, "SpiderCoordinators").await
+        ready(&self.coordinators, "SpiderCoordinators", COORDINATOR_WAIT).await
     }
 
     /// The pod of a CNI call: from the watch, else after a bounded wait from the API server.
@@ -370,11 +373,11 @@ impl Caches {
     }
 }
 
-async fn ready<K>(store: &Store<K>, what: &'static str) -> Result<(), CacheError>
+async fn ready<K>(store: &Store<K>, what: &'static str, wait: Duration) -> Result<(), CacheError>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    match tokio::time::timeout(READY_WAIT, store.wait_until_ready()).await {
+    match tokio::time::timeout(wait, store.wait_until_ready()).await {
         Ok(Ok(())) => Ok(()),
         _ => Err(CacheError::NotReady(what)),
     }

@@ -1,0 +1,223 @@
+//! The agent as a process on the real kernel: macvlan and coordinator by the socket, and what a new one finds after the old
+//! one was killed in the middle. The judge is `ip -j`. Needs root and iproute2; fails where they are missing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use api::SpiderIPPool;
+use api::mooring::AddressLease;
+use cni::request::{RawCall, Request};
+use cni::shim::{Timeouts, forward};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use runtime::Shutdown;
+use serde_json::{Value, json};
+
+fn ip(args: &[&str]) -> String {
+    let out = Command::new("ip").args(args).output().expect("iproute2 is installed");
+    assert!(out.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("ip prints text")
+}
+
+/// A node's namespace with a NIC, a pod's namespace, an API server, and the agent's process. All of it goes with the value.
+struct Lab {
+    name: String,
+    dir: tempfile::TempDir,
+    client: Client,
+    stop: Shutdown,
+    agent: Option<Child>,
+}
+
+impl Lab {
+    async fn new(test: &str) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "this test needs root: it makes network namespaces");
+        let name = format!("mt-{test}-{}", std::process::id());
+        let server = standalone::Server::new(standalone::kinds::builtin(), api::crds::all()).expect("the kinds fit together");
+        let client = server.client("mooring-controller");
+        let stop = Shutdown::new();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        // From here on Drop tidies up.
+        let lab = Self { name, dir, client, stop, agent: None };
+        for ns in [lab.node(), lab.pod()] {
+            ip(&["netns", "add", &ns]);
+        }
+        let node = lab.node();
+        ip(&["-n", &node, "link", "add", "ens192", "type", "veth", "peer", "name", "wire"]);
+        for args in [["link", "set", "ens192", "up"], ["link", "set", "wire", "up"], ["link", "set", "lo", "up"]] {
+            ip(&[&["-n", node.as_str()], &args[..]].concat());
+        }
+        ip(&["-n", &node, "addr", "add", "10.6.0.11/16", "dev", "ens192"]);
+        let (socket, stopped) = (lab.path("api.sock"), lab.stop.clone());
+        tokio::spawn(async move { server.serve_unix(&socket, async move { stopped.wait().await }).await });
+        let pool = json!({"apiVersion":"spiderpool.spidernet.io/v2beta1","kind":"SpiderIPPool","metadata":{"name":"p"},
+            "spec":{"subnet":"10.6.0.0/16","ips":["10.6.1.10-10.6.1.60"],"gateway":"10.6.0.1"}});
+        Api::<SpiderIPPool>::all(lab.client.clone())
+            .create(&PostParams::default(), &serde_json::from_value(pool).expect("a pool"))
+            .await
+            .expect("the pool is accepted");
+        lab
+    }
+
+    fn node(&self) -> String {
+        format!("{}-n", self.name)
+    }
+
+    fn pod(&self) -> String {
+        format!("{}-p", self.name)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.dir.path().join(file)
+    }
+
+    fn start(&mut self) {
+        let at = |f: &str| self.path(f).to_string_lossy().into_owned();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("agent.log")).expect("a log");
+        // `ip netns exec` becomes the agent: its pid is ours to kill.
+        let child = Command::new("ip")
+            .args(["netns", "exec", &self.node(), env!("CARGO_BIN_EXE_mooring-agent"), "--node", "n1", "--ovsdb", ""])
+            .args(["--api-socket", &at("api.sock"), "--cni-socket", &at("cni.sock"), "--state-dir", &at("state"), "--run-dir", &at("run"), "--cni-conf-dir", &at("net.d")])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the agent starts");
+        self.agent = Some(child);
+    }
+
+    /// SIGKILL; the socket's file stays, as after any crash.
+    fn kill(&mut self) {
+        if let Some(mut c) = self.agent.take() {
+            c.kill().expect("it was running");
+            c.wait().expect("it was ours");
+        }
+    }
+
+    async fn make_pod(&self, name: &str) -> String {
+        let pod = json!({"apiVersion":"v1","kind":"Pod","metadata":{"name":name,"namespace":"default"},"spec":{"nodeName":"n1","containers":[{"name":"c","image":"i"}]}});
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let made = api.create(&PostParams::default(), &serde_json::from_value(pod).expect("a pod")).await.expect("the pod is accepted");
+        made.uid().expect("a made object has one")
+    }
+
+    /// One call by the plugin's own code, on a thread of its own, for it blocks.
+    fn call(&self, verb: &str, pod: &str, uid: &str, conf: Value) -> tokio::task::JoinHandle<Result<Value, cni::Error>> {
+        let raw = RawCall {
+            command: verb.into(),
+            container_id: "c1".into(),
+            netns: format!("/run/netns/{}", self.pod()),
+            ifname: "eth0".into(),
+            args: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_UID={uid}"),
+            path: "/opt/cni/bin".into(),
+        };
+        let socket = self.path("cni.sock").to_string_lossy().into_owned();
+        tokio::task::spawn_blocking(move || {
+            let request = Request::from_value(&raw, conf)?;
+            let s = Duration::from_secs;
+            forward(&socket, &raw, &request, Timeouts { connect: s(10), reply: s(20), exec: s(5) })
+        })
+    }
+
+    async fn leases(&self) -> usize {
+        Api::<AddressLease>::all(self.client.clone()).list(&ListParams::default()).await.expect("the list").items.len()
+    }
+
+    fn links(&self, ns: &str) -> Vec<String> {
+        let all: Value = serde_json::from_str(&ip(&["-n", ns, "-j", "link"])).expect("ip prints json");
+        let names = all.as_array().expect("a list").iter().filter_map(|l| l["ifname"].as_str().map(str::to_owned));
+        names.filter(|n| n != "lo").collect()
+    }
+
+    async fn until<F: Future<Output = bool>>(&self, what: &str, done: impl Fn() -> F) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !done().await {
+            let log = std::fs::read_to_string(self.path("agent.log")).unwrap_or_default();
+            assert!(Instant::now() < end, "waited 20 s until {what}; the agent said:\n{log}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some(c) = &mut self.agent {
+            // It may have ended by itself.
+            let _ = c.kill();
+            let _ = c.wait();
+        }
+        self.stop.trigger();
+        for ns in [self.node(), self.pod()] {
+            if Path::new("/run/netns").join(&ns).exists() {
+                let _ = Command::new("ip").args(["netns", "del", &ns]).status();
+            }
+        }
+    }
+}
+
+fn macvlan() -> Value {
+    json!({"cniVersion":"1.0.0","name":"mv","type":"cni-macvlan","master":"ens192","ipam":{"type":"spiderpool","default_ipv4_ippool":["p"]}})
+}
+
+fn coordinator(prev: &Value) -> Value {
+    json!({"cniVersion":"1.0.0","name":"mv","type":"coordinator","prevResult":prev})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nic_and_its_pair_come_and_go_on_the_real_kernel() {
+    let mut lab = Lab::new("add").await;
+    lab.start();
+    let uid = lab.make_pod("a").await;
+    let result = lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
+    let address = result["ips"][0]["address"].as_str().unwrap().to_owned();
+    let prev = lab.call("ADD", "a", &uid, coordinator(&result)).await.unwrap().unwrap();
+    assert_eq!(prev, result);
+    let seen: Value = serde_json::from_str(&ip(&["-n", &lab.pod(), "-j", "addr", "show", "eth0"])).unwrap();
+    assert_eq!(format!("{}/16", seen[0]["addr_info"][0]["local"].as_str().unwrap()), address);
+    assert_eq!(seen[0]["address"], result["interfaces"][0]["mac"]);
+    let table: Value = serde_json::from_str(&ip(&["-n", &lab.node(), "-j", "route", "show", "table", "500"])).unwrap();
+    assert_eq!(format!("{}/16", table[0]["dst"].as_str().unwrap()), address);
+    // The node reaches its own pod: not by the parent NIC, by the pair.
+    let ping = Command::new("ip").args(["netns", "exec", &lab.node(), "ping", "-c1", "-W2", address.split('/').next().unwrap()]).output().unwrap();
+    assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
+    for conf in [json!({"cniVersion":"1.0.0","name":"mv","type":"coordinator"}), macvlan()] {
+        lab.call("DEL", "a", &uid, conf).await.unwrap().unwrap();
+    }
+    assert_eq!((lab.links(&lab.node()), lab.leases().await), (vec!["wire".to_owned(), "ens192".to_owned()], 0));
+    assert!(!lab.links(&lab.pod()).contains(&"eth0".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_of_an_add_the_next_agent_leaves_nothing_of_it() {
+    let mut lab = Lab::new("kill").await;
+    lab.start();
+    let uid = lab.make_pod("a").await;
+    // The first ADD waits for the lists; those that are measured do not.
+    lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
+    let began = Instant::now();
+    lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
+    lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
+    lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
+    let add = began.elapsed() / 3;
+    let mut killed = 0;
+    for k in 0..12u32 {
+        let adding = lab.call("ADD", "a", &uid, macvlan());
+        tokio::time::sleep(add * k / 10).await;
+        lab.kill();
+        let told = adding.await.unwrap();
+        lab.start();
+        match told {
+            Ok(_) => {
+                lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
+            }
+            Err(_) => killed += 1,
+        }
+        // No DEL where the ADD failed: it is the new agent that tidies up.
+        lab.until("nothing is left", || async { lab.leases().await == 0 && lab.links(&lab.pod()).is_empty() }).await;
+        // And the next one works.
+        lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
+        lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
+    }
+    assert!(killed >= 3, "only {killed} of 12 ADDs were cut short, {add:?} each");
+    assert_eq!(lab.links(&lab.node()), ["wire", "ens192"]);
+}
