@@ -85,7 +85,11 @@ fn checked(key: &str, value: &str, pools: PoolChoice) -> Result<PoolChoice, Inva
 pub fn pod_pools(a: &Map) -> Result<Option<PodPools>, Invalid> {
     for key in [keys::SUBNETS, keys::SUBNET] {
         if let Some(value) = a.get(key) {
-            return Err(Invalid::new(key, value, "pools made from a SpiderSubnet are not implemented, name a pool with ipam.spidernet.io/ippool"));
+            return Err(Invalid::new(
+                key,
+                value,
+                "pools made from a SpiderSubnet are not implemented, name a pool with ipam.spidernet.io/ippool",
+            ));
         }
     }
     if let Some(pools) = ippools(a)? {
@@ -120,7 +124,8 @@ pub fn ippools(a: &Map) -> Result<Option<Vec<NicPools>>, Invalid> {
     let raw: Vec<RawNicPools> = json(key, value, r#"a list like [{"interface":"eth0","ipv4":["pool"]}]"#)?;
     let mut out: Vec<NicPools> = Vec::with_capacity(raw.len());
     for r in raw {
-        let interface = r.interface.filter(|i| !i.is_empty()).map(|i| IfName::new(i).map_err(|e| Invalid::new(key, value, e))).transpose()?;
+        let interface =
+            r.interface.filter(|i| !i.is_empty()).map(|i| IfName::new(i).map_err(|e| Invalid::new(key, value, e))).transpose()?;
         let pools = checked(key, value, PoolChoice { ipv4: r.ipv4, ipv6: r.ipv6 })?;
         out.push(NicPools { interface, pools, clean_gateway: r.cleangateway });
     }
@@ -232,9 +237,17 @@ pub fn l2_domain(a: &Map) -> Result<String, Invalid> {
     let key = keys::L2_DOMAIN;
     let Some(value) = a.get(key) else { return Ok(keys::DEFAULT_L2_DOMAIN.to_owned()) };
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let label = !value.is_empty() && value.len() <= 63 && value.bytes().all(|b| inner(b) || b == b'-') && !value.starts_with('-') && !value.ends_with('-');
+    let label = !value.is_empty()
+        && value.len() <= 63
+        && value.bytes().all(|b| inner(b) || b == b'-')
+        && !value.starts_with('-')
+        && !value.ends_with('-');
     if !label {
-        return Err(Invalid::new(key, value, "is not a DNS label: at most 63 of a-z, 0-9 and '-', which is neither first nor last"));
+        return Err(Invalid::new(
+            key,
+            value,
+            "is not a DNS label: at most 63 of a-z, 0-9 and '-', which is neither first nor last",
+        ));
     }
     Ok(value.clone())
 }
@@ -270,13 +283,22 @@ mod tests {
     #[test]
     fn wrong_annotations_name_themselves() {
         let err = |key: &str, value: &str| pod_pools(&a(key, value)).unwrap_err().to_string();
-        assert!(err(keys::IPPOOL, "p1").starts_with("ipam.spidernet.io/ippool: \"p1\": is not an object like {\"ipv4\":[\"pool\"]}: expected value"));
+        assert!(
+            err(keys::IPPOOL, "p1")
+                .starts_with("ipam.spidernet.io/ippool: \"p1\": is not an object like {\"ipv4\":[\"pool\"]}: expected value")
+        );
         assert!(err(keys::IPPOOL, r#"{"ipv5":["p"]}"#).contains("unknown field `ipv5`"));
         assert_eq!(err(keys::IPPOOL, "{}"), "ipam.spidernet.io/ippool: \"{}\": names no pool");
         assert!(err(keys::IPPOOL, r#"{"ipv4":["p","p"]}"#).ends_with("names pool p twice"));
         assert!(err(keys::IPPOOLS, "[]").ends_with("is an empty list"));
-        assert!(err(keys::IPPOOLS, r#"[{"interface":"eth0","ipv4":["p"]},{"ipv4":["p"]}]"#).ends_with("names an interface in some entries and not in others"));
-        assert!(err(keys::IPPOOLS, r#"[{"interface":"eth0","ipv4":["p"]},{"interface":"eth0","ipv4":["q"]}]"#).ends_with("names interface eth0 twice"));
+        assert!(
+            err(keys::IPPOOLS, r#"[{"interface":"eth0","ipv4":["p"]},{"ipv4":["p"]}]"#)
+                .ends_with("names an interface in some entries and not in others")
+        );
+        assert!(
+            err(keys::IPPOOLS, r#"[{"interface":"eth0","ipv4":["p"]},{"interface":"eth0","ipv4":["q"]}]"#)
+                .ends_with("names interface eth0 twice")
+        );
         assert!(err(keys::SUBNET, r#"{"ipv4":["s"]}"#).contains("are not implemented"));
         assert!(err(keys::SUBNETS, "[]").contains("are not implemented"));
     }
@@ -286,13 +308,21 @@ mod tests {
         let p = namespace_pools(&a(keys::NAMESPACE_IPV6_POOLS, r#"["p6*"]"#)).unwrap().unwrap();
         assert_eq!((p.ipv4.len(), p.ipv6[0].as_str()), (0, "p6*"));
         assert_eq!(namespace_pools(&Map::new()).unwrap(), None);
-        assert!(namespace_pools(&a(keys::NAMESPACE_IPV4_POOLS, "p")).unwrap_err().to_string().starts_with("ipam.spidernet.io/default-ipv4-ippool: \"p\": is not a list"));
+        assert!(
+            namespace_pools(&a(keys::NAMESPACE_IPV4_POOLS, "p"))
+                .unwrap_err()
+                .to_string()
+                .starts_with("ipam.spidernet.io/default-ipv4-ippool: \"p\": is not a list")
+        );
     }
 
     #[test]
     fn routes_and_the_default_route_nic() {
         assert_eq!(routes(&a(keys::ROUTES, r#"[{"dst":"172.20.0.0/16","gw":"10.6.0.1"}]"#)).unwrap().len(), 1);
-        assert_eq!(routes(&a(keys::ROUTES, r#"[{"dst":"172.20.0.1/16","gw":"10.6.0.1"}]"#)).unwrap_err().field, "ipam.spidernet.io/routes[0].dst");
+        assert_eq!(
+            routes(&a(keys::ROUTES, r#"[{"dst":"172.20.0.1/16","gw":"10.6.0.1"}]"#)).unwrap_err().field,
+            "ipam.spidernet.io/routes[0].dst"
+        );
         assert_eq!(default_route_nic(&a(keys::DEFAULT_ROUTE_NIC, "net1")).unwrap().unwrap().as_str(), "net1");
         assert!(default_route_nic(&a(keys::DEFAULT_ROUTE_NIC, "")).is_err());
     }
@@ -300,8 +330,14 @@ mod tests {
     #[test]
     fn addresses_of_a_pod() {
         let one = ips(&a(keys::IPS, "fd00::5/64, 10.6.1.5")).unwrap().unwrap();
-        assert_eq!((one.len(), one[0].ips[0].ip.to_string(), one[0].ips[1].prefix_len), (1, "10.6.1.5".to_owned(), Some(64)), "IPv4 comes first");
-        let two = ips(&a(keys::IPS, r#"[{"interface":"eth0","ips":["10.6.1.5"]},{"interface":"net1","ips":["10.7.1.5"]}]"#)).unwrap().unwrap();
+        assert_eq!(
+            (one.len(), one[0].ips[0].ip.to_string(), one[0].ips[1].prefix_len),
+            (1, "10.6.1.5".to_owned(), Some(64)),
+            "IPv4 comes first"
+        );
+        let two = ips(&a(keys::IPS, r#"[{"interface":"eth0","ips":["10.6.1.5"]},{"interface":"net1","ips":["10.7.1.5"]}]"#))
+            .unwrap()
+            .unwrap();
         assert_eq!(two[1].interface.as_ref().unwrap().as_str(), "net1");
         for (bad, rule) in [
             ("", "\"\" is not an IP address"),

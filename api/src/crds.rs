@@ -32,7 +32,8 @@ fn empty_spec_by_default(mut crd: CustomResourceDefinition) -> CustomResourceDef
         spec.default = Some(JSON(json!({})));
     }
     // kubectl looks at `required` before the API server has filled the default in.
-    root.required = root.required.take().map(|r| r.into_iter().filter(|n| n != "spec").collect::<Vec<_>>()).filter(|r| !r.is_empty());
+    root.required =
+        root.required.take().map(|r| r.into_iter().filter(|n| n != "spec").collect::<Vec<_>>()).filter(|r| !r.is_empty());
     crd
 }
 
@@ -45,7 +46,11 @@ fn without_status_subresource(mut crd: CustomResourceDefinition) -> CustomResour
 }
 
 fn root(crd: &mut CustomResourceDefinition) -> &mut JSONSchemaProps {
-    crd.spec.versions[0].schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()).expect("kube's derive writes one version with a schema")
+    crd.spec.versions[0]
+        .schema
+        .as_mut()
+        .and_then(|s| s.open_api_v3_schema.as_mut())
+        .expect("kube's derive writes one version with a schema")
 }
 
 /// As Multus's own manifest has it, so that whichever of the two is applied last changes nothing.

@@ -6,9 +6,17 @@ pub mod lease;
 pub mod node_network;
 pub mod pool_map;
 
-pub use bridge::{BondLink, BondMode, Bridge, BridgeConfig, BridgeResource, BridgeSpec, BridgeStatus, DatapathType, DeletionPolicy, FailMode, FailedNode, Lacp, Uplink};
-pub use lease::{AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, LeaseNameError, Wanted, chunk_label, chunk_of_label, lease_name, parse_lease_name};
-pub use node_network::{BridgeOnNode, BridgePhase, BridgeState, InterfaceSummary, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus};
+pub use bridge::{
+    BondLink, BondMode, Bridge, BridgeConfig, BridgeResource, BridgeSpec, BridgeStatus, DatapathType, DeletionPolicy, FailMode,
+    FailedNode, Lacp, Uplink,
+};
+pub use lease::{
+    AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, LeaseNameError, Wanted, chunk_label, chunk_of_label,
+    lease_name, parse_lease_name,
+};
+pub use node_network::{
+    BridgeOnNode, BridgePhase, BridgeState, InterfaceSummary, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus,
+};
 pub use pool_map::{Chunk, ChunkError, PoolMap, PoolMapSpec};
 
 /// The version of these kinds.

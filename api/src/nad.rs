@@ -45,7 +45,12 @@ fn kind() -> String {
 
 impl NetworkAttachmentDefinition {
     pub fn new(name: &str, spec: NetworkAttachmentDefinitionSpec) -> Self {
-        Self { api_version: api_version(), kind: kind(), metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }, spec }
+        Self {
+            api_version: api_version(),
+            kind: kind(),
+            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+            spec,
+        }
     }
 
     /// The configuration; none where it is absent or empty.
@@ -56,7 +61,12 @@ impl NetworkAttachmentDefinition {
 
 impl Default for NetworkAttachmentDefinition {
     fn default() -> Self {
-        Self { api_version: api_version(), kind: kind(), metadata: ObjectMeta::default(), spec: NetworkAttachmentDefinitionSpec::default() }
+        Self {
+            api_version: api_version(),
+            kind: kind(),
+            metadata: ObjectMeta::default(),
+            spec: NetworkAttachmentDefinitionSpec::default(),
+        }
     }
 }
 

@@ -46,7 +46,8 @@ mod tests {
         assert_eq!(check(json!({}), &[]), Ok(true));
         assert_eq!(check(json!({"matchLabels": {"a": "1"}}), &[("a", "1"), ("b", "2")]), Ok(true));
         assert_eq!(check(json!({"matchLabels": {"a": "1"}}), &[("a", "2")]), Ok(false));
-        let e = |op: &str, values: serde_json::Value| json!({"matchExpressions": [{"key": "a", "operator": op, "values": values}]});
+        let e =
+            |op: &str, values: serde_json::Value| json!({"matchExpressions": [{"key": "a", "operator": op, "values": values}]});
         assert_eq!(check(e("In", json!(["1", "2"])), &[("a", "2")]), Ok(true));
         assert_eq!(check(e("In", json!(["1"])), &[]), Ok(false));
         assert_eq!(check(e("NotIn", json!(["1"])), &[]), Ok(true));
@@ -56,8 +57,13 @@ mod tests {
 
     #[test]
     fn what_kubernetes_would_refuse_is_refused() {
-        let e = |op: &str, values: serde_json::Value| check(json!({"matchExpressions": [{"key": "a", "operator": op, "values": values}]}), &[]);
-        assert_eq!(e("in", json!([])).unwrap_err(), "matchExpressions[0].operator: \"in\": is not In, NotIn, Exists or DoesNotExist");
+        let e = |op: &str, values: serde_json::Value| {
+            check(json!({"matchExpressions": [{"key": "a", "operator": op, "values": values}]}), &[])
+        };
+        assert_eq!(
+            e("in", json!([])).unwrap_err(),
+            "matchExpressions[0].operator: \"in\": is not In, NotIn, Exists or DoesNotExist"
+        );
         assert!(e("In", json!([])).is_err());
         assert!(e("Exists", json!(["x"])).is_err());
     }

@@ -9,12 +9,14 @@ pub mod multus;
 pub mod reserved;
 pub mod subnet;
 
-pub use coordinator::{CoordinatorMode, CoordinatorPhase, CoordinatorSettings, PodCidrType, SpiderCoordinator, SpiderCoordinatorStatus};
+pub use coordinator::{
+    CoordinatorMode, CoordinatorPhase, CoordinatorSettings, PodCidrType, SpiderCoordinator, SpiderCoordinatorStatus,
+};
 pub use endpoint::{EndpointIp, EndpointNow, SpiderEndpoint, SpiderEndpointSpec, SpiderEndpointStatus};
 pub use ippool::{PoolRoute, SpiderIPPool, SpiderIPPoolSpec, SpiderIPPoolStatus};
 pub use multus::{
-    Bond, CniType, IbLinkState, IbSriovConfig, IpoibConfig, MacvlanConfig, OvsConfig, OvsTrunk, PoolNames, SpiderMultusConfig, SpiderMultusConfigSpec, SpiderMultusConfigStatus, SriovConfig,
-    VlanConfig, VlanMode,
+    Bond, CniType, IbLinkState, IbSriovConfig, IpoibConfig, MacvlanConfig, OvsConfig, OvsTrunk, PoolNames, SpiderMultusConfig,
+    SpiderMultusConfigSpec, SpiderMultusConfigStatus, SriovConfig, VlanConfig, VlanMode,
 };
 pub use reserved::{SpiderReservedIP, SpiderReservedIPSpec, SpiderReservedIPStatus};
 pub use subnet::{SpiderSubnet, SpiderSubnetSpec, SpiderSubnetStatus};

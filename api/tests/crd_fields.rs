@@ -9,8 +9,18 @@ use serde_json::{Value, json};
 
 /// Kind, path (`*` at its end: everything below), cell, and why.
 const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
-    ("SpiderCoordinator", "spec.*", "default", "an absent setting is left to the next source and then to the code's default, the same value"),
-    ("SpiderMultusConfig", "spec.coordinator.*", "default", "with defaults in the object a network would override the SpiderCoordinator in every setting"),
+    (
+        "SpiderCoordinator",
+        "spec.*",
+        "default",
+        "an absent setting is left to the next source and then to the code's default, the same value",
+    ),
+    (
+        "SpiderMultusConfig",
+        "spec.coordinator.*",
+        "default",
+        "with defaults in the object a network would override the SpiderCoordinator in every setting",
+    ),
     ("SpiderCoordinator", "spec.*", "bounds", "values that fail every pod are refused"),
     ("SpiderMultusConfig", "spec.*", "bounds", "values that fail every pod are refused"),
     ("SpiderIPPool", "spec.ipVersion", "bounds", "a rule says it with the field's name"),
@@ -19,9 +29,24 @@ const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
     ("SpiderMultusConfig", "spec.sriov.ippools.matchMasterSubnet", "bounds", "an enum of true and false is a boolean"),
     ("SpiderIPPool", "spec", "required", "a pool without a subnet is none"),
     ("SpiderSubnet", "spec", "required", "a subnet without a subnet is none"),
-    ("SpiderIPPool", "spec.podAffinity.*", "bounds", "list types are of use to server-side apply only, the selector is atomic as a whole"),
-    ("SpiderIPPool", "spec.namespaceAffinity.*", "bounds", "list types are of use to server-side apply only, the selector is atomic as a whole"),
-    ("SpiderIPPool", "spec.nodeAffinity.*", "bounds", "list types are of use to server-side apply only, the selector is atomic as a whole"),
+    (
+        "SpiderIPPool",
+        "spec.podAffinity.*",
+        "bounds",
+        "list types are of use to server-side apply only, the selector is atomic as a whole",
+    ),
+    (
+        "SpiderIPPool",
+        "spec.namespaceAffinity.*",
+        "bounds",
+        "list types are of use to server-side apply only, the selector is atomic as a whole",
+    ),
+    (
+        "SpiderIPPool",
+        "spec.nodeAffinity.*",
+        "bounds",
+        "list types are of use to server-side apply only, the selector is atomic as a whole",
+    ),
 ];
 
 fn is_different(kind: &str, path: &str, cell: &str) -> bool {
@@ -107,7 +132,8 @@ fn every_field_of_spiderpool_is_there() {
             if required != (cells[2] == "yes") && !is_different(&kind, path, "required") {
                 wrong.push(format!("{kind} {path}: required {required}"));
             }
-            let default: Value = if cells[3].is_empty() { Value::Null } else { serde_json::from_str(cells[3]).unwrap_or(json!(cells[3])) };
+            let default: Value =
+                if cells[3].is_empty() { Value::Null } else { serde_json::from_str(cells[3]).unwrap_or(json!(cells[3])) };
             let ours = field.get("default").cloned().unwrap_or_default();
             // `spec: {}` is what an absent spec of theirs amounts to.
             if ours != default && !(path == "spec" && ours == json!({})) && !is_different(&kind, path, "default") {

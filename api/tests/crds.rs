@@ -78,8 +78,16 @@ fn pools_print_the_columns_of_the_seeds() {
 
 #[test]
 fn a_pool_of_the_seeds_is_taken() {
-    assert_eq!(pool(json!({"subnet": "10.6.0.0/16", "ips": ["10.6.212.200-10.6.212.209"], "gateway": "10.6.0.1", "multusName": ["kube-system/ovs-conf"]})), NONE);
-    assert_eq!(pool(json!({"subnet": "fd00:20::/64", "ips": ["fd00:20::10-fd00:20::20"], "gateway": "fd00:20::1", "ipVersion": 6})), NONE);
+    assert_eq!(
+        pool(
+            json!({"subnet": "10.6.0.0/16", "ips": ["10.6.212.200-10.6.212.209"], "gateway": "10.6.0.1", "multusName": ["kube-system/ovs-conf"]})
+        ),
+        NONE
+    );
+    assert_eq!(
+        pool(json!({"subnet": "fd00:20::/64", "ips": ["fd00:20::10-fd00:20::20"], "gateway": "fd00:20::1", "ipVersion": 6})),
+        NONE
+    );
     assert_eq!(pool(json!({"subnet": "10.21.0.0/16"})), NONE);
 }
 
@@ -100,7 +108,10 @@ fn wrong_pools_are_refused() {
         (json!({"gateway": "10.25.0.1"}), "gateway must lie in subnet"),
         (json!({"gateway": "gw"}), "must be an address"),
         (json!({"routes": [{"dst": "0.0.0.0/0", "gw": "10.24.0.1"}]}), "routes must not have a default route, that is gateway"),
-        (json!({"routes": [{"dst": "1.0.0.0/8", "gw": "10.24.0.1"}, {"dst": "1.0.0.0/8", "gw": "10.24.0.2"}]}), "a destination must not have two routes"),
+        (
+            json!({"routes": [{"dst": "1.0.0.0/8", "gw": "10.24.0.1"}, {"dst": "1.0.0.0/8", "gw": "10.24.0.2"}]}),
+            "a destination must not have two routes",
+        ),
         (json!({"routes": [{"dst": "1.0.0.0/8", "gw": "10.25.0.1"}]}), "the gateways of routes must lie in subnet"),
         (json!({"routes": [{"dst": "1.0.0.1/8", "gw": "10.24.0.1"}]}), "dst must not have host bits set"),
         (json!({"routes": [{"dst": "fd00::/8", "gw": "10.24.0.1"}]}), "dst and gw must be of one family"),
@@ -117,7 +128,10 @@ fn subnet_and_version_of_a_pool_cannot_change() {
     let old = object("p", json!({"subnet": "10.24.0.0/16", "ipVersion": 4}));
     let change = |spec: Value| broken("SpiderIPPool", &object("p", spec), Some(&old));
     assert_eq!(change(json!({"subnet": "10.27.0.0/16", "ipVersion": 4})), ["cannot be changed"]);
-    assert_eq!(change(json!({"subnet": "10.24.0.0/16", "ipVersion": 6})), ["cannot be changed", "ipVersion must be that of subnet"]);
+    assert_eq!(
+        change(json!({"subnet": "10.24.0.0/16", "ipVersion": 6})),
+        ["cannot be changed", "ipVersion must be that of subnet"]
+    );
     assert_eq!(change(json!({"subnet": "10.24.0.0/16", "ipVersion": 4, "ips": ["10.24.0.1"]})), NONE);
 }
 
@@ -140,23 +154,43 @@ fn bridges_have_a_name_for_the_kernel_and_one_uplink() {
     assert_eq!(b(json!({"uplink": {}})), [one]);
     assert_eq!(b(json!({"uplink": {"interface": "a", "mac": "02:00:00:00:00:01"}})), [one]);
     assert_eq!(b(json!({"configs": [{"name": "x", "uplink": {}}]})), [one]);
-    assert_eq!(b(json!({"configs": [{"name": "enabled", "uplink": {"interface": "a"}}]})), ["enabled and disabled are words of the label"]);
+    assert_eq!(
+        b(json!({"configs": [{"name": "enabled", "uplink": {"interface": "a"}}]})),
+        ["enabled and disabled are words of the label"]
+    );
     assert_eq!(b(json!({"uplink": {"defaultRoute": false}})), ["false says nothing, leave it out"]);
     assert_eq!(b(json!({"uplink": {"canReach": "10.0.0"}})), ["must be an address"]);
-    assert_eq!(b(json!({"uplink": {"bond": {"name": "bond0", "interfaces": ["a", "a"]}}})), ["an interface must not be named twice"]);
-    assert_eq!(b(json!({"uplink": {"bond": {"name": "a", "interfaces": ["a", "b"]}}})), ["the bond must not have the name of a member"]);
-    assert_eq!(b(json!({"uplink": {"bond": {"name": "bond0", "interfaces": ["a", "b"], "mode": "balance-tcp"}}})), ["balance-tcp needs lacp active or passive"]);
+    assert_eq!(
+        b(json!({"uplink": {"bond": {"name": "bond0", "interfaces": ["a", "a"]}}})),
+        ["an interface must not be named twice"]
+    );
+    assert_eq!(
+        b(json!({"uplink": {"bond": {"name": "a", "interfaces": ["a", "b"]}}})),
+        ["the bond must not have the name of a member"]
+    );
+    assert_eq!(
+        b(json!({"uplink": {"bond": {"name": "bond0", "interfaces": ["a", "b"], "mode": "balance-tcp"}}})),
+        ["balance-tcp needs lacp active or passive"]
+    );
     for vlan in ["4095", "200-100", "0-5"] {
         assert_eq!(b(json!({"allowedVLANs": [vlan]})), ["must be a vlan of 1 to 4094, or an ascending range of them"], "{vlan}");
     }
-    assert_eq!(broken("Bridge", &object("abcdefghijklmnop", json!({})), None), ["metadata.name is the bridge's name, at most 15 bytes"]);
+    assert_eq!(
+        broken("Bridge", &object("abcdefghijklmnop", json!({})), None),
+        ["metadata.name is the bridge's name, at most 15 bytes"]
+    );
 }
 
 #[test]
 fn coordinators_are_checked() {
     let c = |spec: Value| broken("SpiderCoordinator", &object("default", spec), None);
     // What the seeds apply.
-    assert_eq!(c(json!({"mode": "overlay", "podCIDRType": "auto", "detectGateway": false, "detectIPConflict": false, "hostRPFilter": 0, "hostRuleTable": 500, "tunePodRoutes": true, "hijackCIDR": ["169.254.0.0/16", "10.100.0.10"]})), NONE);
+    assert_eq!(
+        c(
+            json!({"mode": "overlay", "podCIDRType": "auto", "detectGateway": false, "detectIPConflict": false, "hostRPFilter": 0, "hostRuleTable": 500, "tunePodRoutes": true, "hijackCIDR": ["169.254.0.0/16", "10.100.0.10"]})
+        ),
+        NONE
+    );
     assert_eq!(c(json!({"hostRuleTable": 254})), ["the tables 253 to 255 are the kernel's"]);
     assert_eq!(c(json!({"vethLinkAddress": "x"})), ["must be an address"]);
     assert_eq!(c(json!({"hijackCIDR": ["x"]})), ["must be a network or an address"]);
@@ -171,14 +205,35 @@ fn networks_have_the_block_of_their_type() {
     assert_eq!(n(json!({"cniType": "ovs", "ovs": {"bridge": "br1"}})), NONE);
     assert_eq!(n(json!({"cniType": "macvlan"})), ["the block macvlan must be given with cniType macvlan, and only then"]);
     assert_eq!(n(json!({"macvlan": {"master": ["a"]}})), ["the block macvlan must be given with cniType macvlan, and only then"]);
-    assert_eq!(n(json!({"cniType": "macvlan", "macvlan": {"master": ["a", "b"]}})), ["two or more masters need a bond, one has none"]);
-    assert_eq!(n(json!({"cniType": "macvlan", "macvlan": {"master": ["a"], "ippools": {"matchMasterSubnet": true}}})), ["matchMasterSubnet is for sriov only"]);
-    assert_eq!(n(json!({"cniType": "vlan", "vlan": {"master": ["a"]}})), ["vlanID of 1 to 4094 must be given with vlanMode manual, and only then"]);
-    assert_eq!(n(json!({"cniType": "vlan", "vlan": {"master": ["a"], "vlanMode": "auto", "vlanID": 5}})), ["vlanID of 1 to 4094 must be given with vlanMode manual, and only then"]);
-    assert_eq!(n(json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"maxID": 5}]}})), ["minID and maxID must be given together"]);
-    assert_eq!(n(json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"minID": 6, "maxID": 5}]}})), ["minID must not exceed maxID"]);
+    assert_eq!(
+        n(json!({"cniType": "macvlan", "macvlan": {"master": ["a", "b"]}})),
+        ["two or more masters need a bond, one has none"]
+    );
+    assert_eq!(
+        n(json!({"cniType": "macvlan", "macvlan": {"master": ["a"], "ippools": {"matchMasterSubnet": true}}})),
+        ["matchMasterSubnet is for sriov only"]
+    );
+    assert_eq!(
+        n(json!({"cniType": "vlan", "vlan": {"master": ["a"]}})),
+        ["vlanID of 1 to 4094 must be given with vlanMode manual, and only then"]
+    );
+    assert_eq!(
+        n(json!({"cniType": "vlan", "vlan": {"master": ["a"], "vlanMode": "auto", "vlanID": 5}})),
+        ["vlanID of 1 to 4094 must be given with vlanMode manual, and only then"]
+    );
+    assert_eq!(
+        n(json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"maxID": 5}]}})),
+        ["minID and maxID must be given together"]
+    );
+    assert_eq!(
+        n(json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"minID": 6, "maxID": 5}]}})),
+        ["minID must not exceed maxID"]
+    );
     assert_eq!(n(json!({"cniType": "sriov", "sriov": {}})), ["resourceName must be given"]);
-    assert_eq!(n(json!({"cniType": "ovs", "ovs": {"bridge": "br1"}, "customCNI": "{}"})), ["customCNI is for cniType custom only"]);
+    assert_eq!(
+        n(json!({"cniType": "ovs", "ovs": {"bridge": "br1"}, "customCNI": "{}"})),
+        ["customCNI is for cniType custom only"]
+    );
 }
 
 #[test]
@@ -189,9 +244,15 @@ fn leases_are_named_by_their_address() {
     assert_eq!(l("default.v4-10-6-212-202", spec.clone(), None), NONE);
     assert_eq!(l("default.v4-10-6-212-203", spec.clone(), None), ["metadata.name must be <domain>.<address>"]);
     assert_eq!(l("default.v4-10-6-212-202", held, None), ["a lease with a holder must have a node"]);
-    assert_eq!(l("default.v4-10-6-212-202", json!({"pool": "p", "address": "10.6.212.202", "node": "n1"}), None), ["node and agentID must be given together"]);
+    assert_eq!(
+        l("default.v4-10-6-212-202", json!({"pool": "p", "address": "10.6.212.202", "node": "n1"}), None),
+        ["node and agentID must be given together"]
+    );
     let old = object("default.v6-fd00-0000-0000-0000-0000-0000-0000-0001", json!({"pool": "p", "address": "fd00::1"}));
-    assert_eq!(l("default.v6-fd00-0000-0000-0000-0000-0000-0000-0001", json!({"pool": "p", "address": "fd00::2"}), Some(&old)), ["cannot be changed"]);
+    assert_eq!(
+        l("default.v6-fd00-0000-0000-0000-0000-0000-0000-0001", json!({"pool": "p", "address": "fd00::2"}), Some(&old)),
+        ["cannot be changed"]
+    );
 }
 
 #[test]

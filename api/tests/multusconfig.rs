@@ -28,12 +28,21 @@ fn differences() -> BTreeMap<&'static str, (Difference, &'static str)> {
         ("ovs-trunk-id", (Config("/plugins/0/vlan", Value::Null), vlan)),
         ("ovs-trunk-range", (Config("/plugins/0/vlan", Value::Null), vlan)),
         ("ovs-trunk-all-three", (Config("/plugins/0/vlan", Value::Null), vlan)),
-        ("macvlan-coord-full", (Config("/plugins/1/hostRuleTable", json!(600)), "they never render hostRuleTable, so the setting does nothing")),
-        ("macvlan-coord-rpf-negative", (Config("/plugins/1/podRPFilter", json!(-1)), "they render podRPFilter only beside podCIDRType")),
+        (
+            "macvlan-coord-full",
+            (Config("/plugins/1/hostRuleTable", json!(600)), "they never render hostRuleTable, so the setting does nothing"),
+        ),
+        (
+            "macvlan-coord-rpf-negative",
+            (Config("/plugins/1/podRPFilter", json!(-1)), "they render podRPFilter only beside podCIDRType"),
+        ),
         ("macvlan-coord-hostrule-bad", (Refused("spec.coordinator.hostRuleTable"), "no table has a negative number")),
         ("macvlan-bond-one-master", (Refused("spec.macvlan.bond"), "they ignore a bond of one, whoever wrote it expects one")),
         ("ovs-nobridge", (Refused("spec.ovs.bridge"), "no pod could start")),
-        ("ovs-trunk-min-only", (Refused("spec.ovs.trunk[0]"), "ovs-cni refuses it at every ADD (fixtures/ovs-cni/trunk-min-only)")),
+        (
+            "ovs-trunk-min-only",
+            (Refused("spec.ovs.trunk[0]"), "ovs-cni refuses it at every ADD (fixtures/ovs-cni/trunk-min-only)"),
+        ),
         ("ib-sriov-pkey-bad", (Refused("spec.ibsriov.pkey"), "no pod could start")),
         ("custom-notype", (Refused("spec.customCNI"), "no pod could start")),
         ("custom-chain", (Refused("spec.chainCNIJsonData[0]"), "they ignore the further plugins without a word")),
@@ -134,7 +143,11 @@ fn what_spiderpool_renders_we_render() {
         } else {
             expected(&ours)
         };
-        let theirs = if custom { docs[2]["spec"]["config"].as_str().filter(|c| !c.is_empty()).map(|c| serde_json::from_str(c).unwrap()) } else { config };
+        let theirs = if custom {
+            docs[2]["spec"]["config"].as_str().filter(|c| !c.is_empty()).map(|c| serde_json::from_str(c).unwrap())
+        } else {
+            config
+        };
         assert_eq!(our_config, theirs, "{name}");
         assert_eq!(our_metadata, metadata, "{name}");
     }
@@ -188,7 +201,8 @@ fn what_spiderpool_refuses_we_refuse_for_the_same_field() {
             assert!(ours.is_ok(), "{name}: {ours:?}");
             continue;
         }
-        let (_, begin) = REFUSED.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{name} is not in the table: {ours:?}"));
+        let (_, begin) =
+            REFUSED.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{name} is not in the table: {ours:?}"));
         let error = ours.expect_err(&name);
         assert!(error.starts_with(begin), "{name}: {error}");
     }

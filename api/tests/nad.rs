@@ -10,7 +10,8 @@ use api::{Invalid, NetworkAttachmentDefinition, SpiderMultusConfig};
 use serde_json::{Value, json};
 
 fn cluster() -> SpiderCoordinator {
-    let spec: CoordinatorSettings = serde_json::from_value(json!({"mode": "overlay", "hijackCIDR": ["169.254.0.0/16"], "hostRuleTable": 500})).unwrap();
+    let spec: CoordinatorSettings =
+        serde_json::from_value(json!({"mode": "overlay", "hijackCIDR": ["169.254.0.0/16"], "hostRuleTable": 500})).unwrap();
     SpiderCoordinator::new("default", spec)
 }
 
@@ -66,7 +67,10 @@ fn a_nad_belongs_to_its_network_and_says_what_it_was_told() {
     assert_eq!(a["k8s.v1.cni.cncf.io/resourceName"], "ovs-cni.network.kubevirt.io/br1");
     assert_eq!(a["example.com/a"], "b");
     assert!(a.get("kubectl.kubernetes.io/last-applied-configuration").is_none() && v["metadata"].get("labels").is_none());
-    assert_eq!(v["metadata"]["ownerReferences"], json!([{"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderMultusConfig", "name": "n", "uid": "u1", "controller": true, "blockOwnerDeletion": true}]));
+    assert_eq!(
+        v["metadata"]["ownerReferences"],
+        json!([{"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderMultusConfig", "name": "n", "uid": "u1", "controller": true, "blockOwnerDeletion": true}])
+    );
     let config: Value = serde_json::from_str(nad.config().unwrap()).unwrap();
     assert_eq!((config["name"].as_str(), config["cniVersion"].as_str()), (Some("other"), Some("1.0.0")));
 }
@@ -82,24 +86,67 @@ fn an_empty_network_is_an_empty_nad() {
 fn each_wrong_field_is_named() {
     for (spec, error) in [
         (json!({"cniType": "ovs"}), "spec.ovs: \"\": must be given with this cniType"),
-        (json!({"cniType": "ovs", "ovs": {"bridge": "br1"}, "macvlan": {"master": ["a"]}}), "spec.cniType: \"ovs\": does not go with the block macvlan"),
-        (json!({"cniType": "ovs", "ovs": {"bridge": "abcdefghijklmnop"}}), "spec.ovs.bridge: \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed"),
-        (json!({"cniType": "ovs", "ovs": {"bridge": "br1", "vlan": 4095}}), "spec.ovs.vlan: \"4095\": vlan tag 4095 is outside 0 to 4094"),
-        (json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"minID": 9, "maxID": 5}]}}), "spec.ovs.trunk[0]: \"9-5\": ends before it begins"),
-        (json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"maxID": 5}]}}), "spec.ovs.trunk[0]: \"{\\\"maxID\\\":5}\": minID and maxID must be given together"),
+        (
+            json!({"cniType": "ovs", "ovs": {"bridge": "br1"}, "macvlan": {"master": ["a"]}}),
+            "spec.cniType: \"ovs\": does not go with the block macvlan",
+        ),
+        (
+            json!({"cniType": "ovs", "ovs": {"bridge": "abcdefghijklmnop"}}),
+            "spec.ovs.bridge: \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed",
+        ),
+        (
+            json!({"cniType": "ovs", "ovs": {"bridge": "br1", "vlan": 4095}}),
+            "spec.ovs.vlan: \"4095\": vlan tag 4095 is outside 0 to 4094",
+        ),
+        (
+            json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"minID": 9, "maxID": 5}]}}),
+            "spec.ovs.trunk[0]: \"9-5\": ends before it begins",
+        ),
+        (
+            json!({"cniType": "ovs", "ovs": {"bridge": "br1", "trunk": [{"maxID": 5}]}}),
+            "spec.ovs.trunk[0]: \"{\\\"maxID\\\":5}\": minID and maxID must be given together",
+        ),
         (json!({"cniType": "macvlan", "macvlan": {"master": []}}), "spec.macvlan.master: \"\": must name an interface"),
-        (json!({"cniType": "macvlan", "macvlan": {"master": ["a", "b"]}}), "spec.macvlan.bond: \"a,b\": must be given with two or more masters"),
-        (json!({"cniType": "macvlan", "macvlan": {"master": ["abcdefghijklm"], "vlanID": 100}}), "spec.macvlan.vlanID: \"abcdefghijklm.100\": interface name \"abcdefghijklm.100\" has 17 bytes, at most 15 are allowed"),
-        (json!({"cniType": "macvlan", "macvlan": {"master": ["a"], "mtu": -1}}), "spec.macvlan.mtu: \"-1\": is outside 0 to 65535"),
-        (json!({"cniType": "macvlan", "macvlan": {"master": ["a"]}, "coordinator": {"podMACPrefix": "01:00"}}), "spec.coordinator.podMACPrefix: \"01:00\": begins a group address, an interface needs an individual one"),
-        (json!({"cniType": "macvlan", "macvlan": {"master": ["a"]}, "chainCNIJsonData": ["{}"]}), "spec.chainCNIJsonData[0]: \"{}\": has no type"),
-        (json!({"cniType": "custom", "customCNI": "{\"plugins\":[{}]}"}), "spec.customCNI: \"{\\\"plugins\\\":[{}]}\": plugins[0] has no type"),
+        (
+            json!({"cniType": "macvlan", "macvlan": {"master": ["a", "b"]}}),
+            "spec.macvlan.bond: \"a,b\": must be given with two or more masters",
+        ),
+        (
+            json!({"cniType": "macvlan", "macvlan": {"master": ["abcdefghijklm"], "vlanID": 100}}),
+            "spec.macvlan.vlanID: \"abcdefghijklm.100\": interface name \"abcdefghijklm.100\" has 17 bytes, at most 15 are allowed",
+        ),
+        (
+            json!({"cniType": "macvlan", "macvlan": {"master": ["a"], "mtu": -1}}),
+            "spec.macvlan.mtu: \"-1\": is outside 0 to 65535",
+        ),
+        (
+            json!({"cniType": "macvlan", "macvlan": {"master": ["a"]}, "coordinator": {"podMACPrefix": "01:00"}}),
+            "spec.coordinator.podMACPrefix: \"01:00\": begins a group address, an interface needs an individual one",
+        ),
+        (
+            json!({"cniType": "macvlan", "macvlan": {"master": ["a"]}, "chainCNIJsonData": ["{}"]}),
+            "spec.chainCNIJsonData[0]: \"{}\": has no type",
+        ),
+        (
+            json!({"cniType": "custom", "customCNI": "{\"plugins\":[{}]}"}),
+            "spec.customCNI: \"{\\\"plugins\\\":[{}]}\": plugins[0] has no type",
+        ),
     ] {
         assert_eq!(refused(spec), error);
     }
-    let named = |annotations: Value| api::nad::render(&smc(json!({"metadata": {"name": "n", "annotations": annotations}, "spec": {}})), None).unwrap_err().to_string();
-    assert_eq!(named(json!({"multus.spidernet.io/cr-name": "A_b"})), "multus.spidernet.io/cr-name: \"A_b\": is not the name of an object: a DNS subdomain");
-    assert_eq!(named(json!({"multus.spidernet.io/cni-version": "x"})), "multus.spidernet.io/cni-version: \"x\": is not one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0");
+    let named = |annotations: Value| {
+        api::nad::render(&smc(json!({"metadata": {"name": "n", "annotations": annotations}, "spec": {}})), None)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        named(json!({"multus.spidernet.io/cr-name": "A_b"})),
+        "multus.spidernet.io/cr-name: \"A_b\": is not the name of an object: a DNS subdomain"
+    );
+    assert_eq!(
+        named(json!({"multus.spidernet.io/cni-version": "x"})),
+        "multus.spidernet.io/cni-version: \"x\": is not one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
+    );
 }
 
 #[test]

@@ -52,9 +52,14 @@ fn the_seeds_use_no_field_that_we_lack() {
     assert!(api::convert::coordinator(&parsed.spec, Some(&parsed)).is_ok());
     let pool = json!({"spec": {"disable": false, "gateway": "10.6.0.1", "ips": ["10.6.212.200-10.6.212.240"], "subnet": "10.6.0.0/16", "multusName": ["kube-system/ovs-conf"]}});
     assert_eq!(unknown_fields("SpiderIPPool", &pool), Vec::<String>::new());
-    let network = json!({"spec": {"cniType": "macvlan", "macvlan": {"master": ["ens192"], "ippools": {"ipv4": ["10-6-v4"]}, "vlanID": 0}}});
+    let network =
+        json!({"spec": {"cniType": "macvlan", "macvlan": {"master": ["ens192"], "ippools": {"ipv4": ["10-6-v4"]}, "vlanID": 0}}});
     assert_eq!(unknown_fields("SpiderMultusConfig", &network), Vec::<String>::new());
-    assert_eq!(unknown_fields("SpiderMultusConfig", &json!({"spec": {"ovs": {"bridge": "br1", "vlans": []}}})), [".spec.ovs.vlans"], "the test can fail");
+    assert_eq!(
+        unknown_fields("SpiderMultusConfig", &json!({"spec": {"ovs": {"bridge": "br1", "vlans": []}}})),
+        [".spec.ovs.vlans"],
+        "the test can fail"
+    );
 }
 
 #[test]

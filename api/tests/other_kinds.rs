@@ -13,7 +13,12 @@ use serde_json::Value;
 /// Case of a file, what ours does otherwise, and why.
 const DIFFERENCES: &[(&str, &str, bool, &str)] = &[
     ("spiderippool.txt", "descending range", false, "they take it and count its addresses backwards"),
-    ("spiderippool.txt", "same subnet, overlapping ips", true, "another pool is needed to tell: the younger has a condition and gets nothing of the older's"),
+    (
+        "spiderippool.txt",
+        "same subnet, overlapping ips",
+        true,
+        "another pool is needed to tell: the younger has a condition and gets nothing of the older's",
+    ),
     ("spiderippool.txt", "partly overlapping subnet", true, "another pool is needed to tell: only shared addresses matter"),
     ("spidercoordinator.txt", "empty spec", true, "podCIDRType has a default here, their webhook demands it"),
     ("spidercoordinator.txt", "without podCIDRType", true, "podCIDRType has a default here, their webhook demands it"),
@@ -50,7 +55,9 @@ fn ours(object: &Value) -> Result<(), String> {
     let text = |e: serde_json::Error| e.to_string();
     match kind {
         "SpiderIPPool" => api::convert::pool(&serde_json::from_value::<SpiderIPPool>(object).map_err(text)?).map(drop),
-        "SpiderReservedIP" => api::convert::reserved(&serde_json::from_value::<SpiderReservedIP>(object).map_err(text)?).map(drop),
+        "SpiderReservedIP" => {
+            api::convert::reserved(&serde_json::from_value::<SpiderReservedIP>(object).map_err(text)?).map(drop)
+        }
         "SpiderCoordinator" => {
             let cr: SpiderCoordinator = serde_json::from_value(object).map_err(text)?;
             api::convert::coordinator(&cr.spec, None).map(drop)

@@ -80,7 +80,11 @@ impl World {
 #[tokio::test(flavor = "multi_thread")]
 async fn free_and_who_has_tell_the_same_story() {
     let w = World::start("free").await;
-    w.pool("p", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1-10.6.1.10"], "excludeIPs": ["10.6.1.9"], "gateway": "10.6.0.1" })).await;
+    w.pool(
+        "p",
+        json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1-10.6.1.10"], "excludeIPs": ["10.6.1.9"], "gateway": "10.6.0.1" }),
+    )
+    .await;
     w.lease("10.6.1.3", "p", "web-1").await;
     let (ok, text) = w.mooring(&["free", "p"]).await;
     assert!(ok, "{text}");
@@ -137,7 +141,10 @@ async fn show_prints_the_seeds_columns() {
     w.pool("ippool-test", json!({ "subnet": "172.18.0.0/16", "ips": ["172.18.30.131-172.18.30.140"] })).await;
     let (ok, text) = w.mooring(&["show", "pools"]).await;
     assert!(ok, "{text}");
-    assert!(text.starts_with("NAME          VERSION   SUBNET          ALLOCATED-IP-COUNT   TOTAL-IP-COUNT   DEFAULT   DISABLE\n"), "{text}");
+    assert!(
+        text.starts_with("NAME          VERSION   SUBNET          ALLOCATED-IP-COUNT   TOTAL-IP-COUNT   DEFAULT   DISABLE\n"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,11 @@ use anyhow::Context;
 use clap::Parser;
 
 #[derive(Debug, Parser)]
-#[command(name = "mooring-controller", version, about = "Decides for the whole cluster: which nodes get which bridges, which addresses are free")]
+#[command(
+    name = "mooring-controller",
+    version,
+    about = "Decides for the whole cluster: which nodes get which bridges, which addresses are free"
+)]
 pub struct Args {
     /// Unix socket of a standalone API. Without it: the kubeconfig, or the service account of the pod.
     #[arg(long, env = "MOORING_API_SOCKET", value_name = "PATH")]

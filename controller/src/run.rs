@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use api::mooring::AddressLease;
-use api::{Bridge, NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderMultusConfig, SpiderReservedIP};
+use api::{
+    Bridge, NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderMultusConfig,
+    SpiderReservedIP,
+};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::runtime::WatchStreamExt;

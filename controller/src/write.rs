@@ -59,7 +59,9 @@ pub enum Op {
     PatchStatus(Value),
     /// The whole object with the resourceVersion that was read.
     Replace(Value),
-    Delete { uid: Option<String> },
+    Delete {
+        uid: Option<String>,
+    },
 }
 
 impl fmt::Display for Write {
@@ -84,9 +86,17 @@ pub enum WriteError {
     #[error("failed to {write}: the object has changed since it was read")]
     Conflict { write: String },
     #[error("failed to {write}")]
-    Api { write: String, #[source] source: Box<kube::Error> },
+    Api {
+        write: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
     #[error("failed to {write}: it is no object of that kind")]
-    Shape { write: String, #[source] source: serde_json::Error },
+    Shape {
+        write: String,
+        #[source]
+        source: serde_json::Error,
+    },
 }
 
 /// Carries one write out. "Not there" is success for a delete, and for a patch whose object went meanwhile.
@@ -106,7 +116,10 @@ pub async fn write(client: &Client, w: &Write) -> Result<(), WriteError> {
         Op::Patch(v) => api.patch(&w.name, &params, &Patch::Merge(v)).await.map(drop),
         Op::PatchStatus(v) => api.patch_status(&w.name, &params, &Patch::Merge(v)).await.map(drop),
         Op::Delete { uid } => {
-            let p = DeleteParams { preconditions: uid.clone().map(|u| Preconditions { uid: Some(u), resource_version: None }), ..Default::default() };
+            let p = DeleteParams {
+                preconditions: uid.clone().map(|u| Preconditions { uid: Some(u), resource_version: None }),
+                ..Default::default()
+            };
             api.delete(&w.name, &p).await.map(drop)
         }
     };

@@ -123,7 +123,10 @@ async fn a_labelled_node_gets_its_bridge_and_shows_it() {
     until(&networks, "n1", "a NodeNetwork without bridges", |n| n.spec.bridges.is_empty().then_some(())).await;
     let label = json!({ "metadata": { "labels": { "bridge.mooring.dev/br1": "enabled" } } });
     nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
-    let generation = until(&networks, "n1", "br1 in the NodeNetwork", |n| (n.spec.bridges.first()?.name == "br1").then_some(n.metadata.generation)).await;
+    let generation = until(&networks, "n1", "br1 in the NodeNetwork", |n| {
+        (n.spec.bridges.first()?.name == "br1").then_some(n.metadata.generation)
+    })
+    .await;
 
     let status = NodeNetworkStatus {
         observed_generation: generation,
@@ -137,7 +140,10 @@ async fn a_labelled_node_gets_its_bridge_and_shows_it() {
         (label == "true" && (amount.0 == "1000" || amount.0 == "1k")).then_some(())
     })
     .await;
-    until(&w.all::<Bridge>(), "br1", "one of one ready", |b| (b.status.as_ref()?.ready == 1 && b.status.as_ref()?.desired == 1).then_some(())).await;
+    until(&w.all::<Bridge>(), "br1", "one of one ready", |b| {
+        (b.status.as_ref()?.ready == 1 && b.status.as_ref()?.desired == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -176,7 +182,10 @@ async fn the_coordinator_is_synced_from_the_seeds_config_map() {
     )
     .await;
     let all = w.all::<SpiderCoordinator>();
-    until(&all, "default", "not ready, with the reason", |c| c.status.as_ref()?.reason.as_ref().filter(|r| r.contains("kubeadm-config")).map(drop)).await;
+    until(&all, "default", "not ready, with the reason", |c| {
+        c.status.as_ref()?.reason.as_ref().filter(|r| r.contains("kubeadm-config")).map(drop)
+    })
+    .await;
     let text = "networking:\n  podSubnet: 10.244.64.0/18\n  serviceSubnet: 10.233.0.0/18\n";
     w.create(
         Api::<ConfigMap>::namespaced(w.client.clone(), "kube-system"),

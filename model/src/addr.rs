@@ -143,10 +143,10 @@ impl IfAddr {
         if ip.is_multicast() {
             return unusable("a multicast address");
         }
-        if let IpAddr::V4(v4) = ip {
-            if v4.is_broadcast() {
-                return unusable("the broadcast address");
-            }
+        if let IpAddr::V4(v4) = ip
+            && v4.is_broadcast()
+        {
+            return unusable("the broadcast address");
         }
         Ok(Self { ip, prefix_len })
     }
@@ -313,7 +313,17 @@ mod tests {
             "10.6.0.1/16".parse::<Cidr>().unwrap_err().to_string(),
             "10.6.0.1/16 has host bits set, the network is 10.6.0.0/16"
         );
-        for bad in ["10.6.0.0", "010.0.0.0/8", "10.6.0.0/255.255.0.0", "10.6.0.0/33", "10.6.0.0/", "10.6.0.0/016", "fd00::/129", "10.6/16", ""] {
+        for bad in [
+            "10.6.0.0",
+            "010.0.0.0/8",
+            "10.6.0.0/255.255.0.0",
+            "10.6.0.0/33",
+            "10.6.0.0/",
+            "10.6.0.0/016",
+            "fd00::/129",
+            "10.6/16",
+            "",
+        ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad:?}");
         }
     }

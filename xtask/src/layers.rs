@@ -36,22 +36,51 @@ pub const WITHIN: &[(&str, &str)] = &[
 
 /// Crates that thinking and words never see, because each is I/O, a clock or async. `kube` is not among them: its derive
 /// macros write the kinds, and `api` uses nothing else of it (a test looks at the sources).
-pub const NOT_IN_THINKING: &[&str] =
-    &["tokio", "tokio-util", "futures-util", "hyper", "hyper-util", "tower", "nix", "netlink-sys", "rtnetlink", "zbus", "kube-client", "kube-runtime", "tracing", "tempfile"];
+pub const NOT_IN_THINKING: &[&str] = &[
+    "tokio",
+    "tokio-util",
+    "futures-util",
+    "hyper",
+    "hyper-util",
+    "tower",
+    "nix",
+    "netlink-sys",
+    "rtnetlink",
+    "zbus",
+    "kube-client",
+    "kube-runtime",
+    "tracing",
+    "tempfile",
+];
 
 /// The blocking socket of a CNI binary, which lies with the protocol it speaks: the one place in thinking that does I/O.
 pub const SHIM: (&str, &str, &str) = ("cni", "nix", "src/shim");
 
 /// Words that no source of words and thinking has.
 pub const NOT_IN_SOURCES: &[&str] = &[
-    "tokio::", "async fn", "std::fs", "std::env::", "std::process::", "UnixStream", "TcpStream", "UdpSocket", "SystemTime::now", "Instant::now",
-    "Timestamp::now", "kube::Client", "kube::Api", "kube::client", "kube::api::", "kube::runtime",
+    "tokio::",
+    "async fn",
+    "std::fs",
+    "std::env::",
+    "std::process::",
+    "UnixStream",
+    "TcpStream",
+    "UdpSocket",
+    "SystemTime::now",
+    "Instant::now",
+    "Timestamp::now",
+    "kube::Client",
+    "kube::Api",
+    "kube::client",
+    "kube::api::",
+    "kube::runtime",
 ];
 
 /// The arrows of the workspace that the table does not allow, one sentence each, from `cargo metadata --no-deps`.
 /// Dev-dependencies are not arrows: a test may use what it judges.
 pub fn violations(metadata: &Value) -> Vec<String> {
-    let layer: BTreeMap<&str, usize> = LAYERS.iter().enumerate().flat_map(|(i, (_, crates))| crates.iter().map(move |c| (*c, i))).collect();
+    let layer: BTreeMap<&str, usize> =
+        LAYERS.iter().enumerate().flat_map(|(i, (_, crates))| crates.iter().map(move |c| (*c, i))).collect();
     let mut out = Vec::new();
     let mut seen = BTreeSet::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
@@ -70,7 +99,9 @@ pub fn violations(metadata: &Value) -> Vec<String> {
                 Some(&to) if to > from || WITHIN.contains(&(name, on)) => {}
                 Some(&to) => out.push(format!("{name} ({}) must not depend on {on} ({})", LAYERS[from].0, LAYERS[to].0)),
                 None if (name, on) == (SHIM.0, SHIM.1) => {}
-                None if from >= THINKING && NOT_IN_THINKING.contains(&on) => out.push(format!("{name} ({}) must not depend on {on}", LAYERS[from].0)),
+                None if from >= THINKING && NOT_IN_THINKING.contains(&on) => {
+                    out.push(format!("{name} ({}) must not depend on {on}", LAYERS[from].0))
+                }
                 None => {}
             }
         }
@@ -102,7 +133,10 @@ mod tests {
         assert_eq!(with("controller", "planner", None), Vec::<String>::new());
         assert_eq!(with("planner", "netlink", None), ["planner (thinking) must not depend on netlink (hands)"]);
         assert_eq!(with("ovsdb", "netlink", None), ["ovsdb (hands) must not depend on netlink (hands)"]);
-        assert_eq!(with("controller", "bridge-agent", None), ["controller (processes) must not depend on bridge-agent (processes)"]);
+        assert_eq!(
+            with("controller", "bridge-agent", None),
+            ["controller (processes) must not depend on bridge-agent (processes)"]
+        );
     }
 
     #[test]
@@ -114,6 +148,9 @@ mod tests {
 
     #[test]
     fn a_crate_without_a_layer_is_told() {
-        assert!(violations(&json!({"packages": [{"name": "other", "dependencies": []}]})).contains(&"other has no layer, add it to the table".to_owned()));
+        assert!(
+            violations(&json!({"packages": [{"name": "other", "dependencies": []}]}))
+                .contains(&"other has no layer, add it to the table".to_owned())
+        );
     }
 }

@@ -42,7 +42,10 @@ pub fn bridge(object: &Bridge) -> Result<(), Invalid> {
     }
     trunks("spec.allowedVLANs", &spec.allowed_vlans)?;
     if let Some(mtu) = spec.mtu {
-        u64::try_from(mtu).ok().and_then(|m| Mtu::new(m).ok()).ok_or_else(|| Invalid::new("spec.mtu", mtu, "is outside 68 to 65535"))?;
+        u64::try_from(mtu)
+            .ok()
+            .and_then(|m| Mtu::new(m).ok())
+            .ok_or_else(|| Invalid::new("spec.mtu", mtu, "is outside 68 to 65535"))?;
     }
     if let Some(mac) = &spec.hwaddr {
         mac.parse::<MacAddr>().and_then(MacAddr::unicast).map_err(|e| Invalid::new("spec.hwaddr", mac, e))?;
@@ -98,7 +101,11 @@ fn named_uplink(object: &Bridge, key: &str, word: &str) -> Result<Uplink, Invali
     let nic = IfName::new(word).map_err(|e| {
         let configs: Vec<&str> = object.spec.configs.iter().map(|c| c.name.as_str()).collect();
         let configs = if configs.is_empty() { "none".to_owned() } else { configs.join(", ") };
-        Invalid::new(key, word, format!("is neither enabled, disabled nor a config of the bridge ({configs}), and no NIC can have that name: {e}"))
+        Invalid::new(
+            key,
+            word,
+            format!("is neither enabled, disabled nor a config of the bridge ({configs}), and no NIC can have that name: {e}"),
+        )
     })?;
     Ok(Uplink { interface: Some(nic.to_string()), ..Uplink::default() })
 }
@@ -138,7 +145,9 @@ pub fn uplink(u: &Uplink) -> Result<CheckedUplink, Invalid> {
         if b.mode == BondMode::BalanceTcp && b.lacp == Lacp::Off {
             return Err(Invalid::new("bond.lacp", "off", "balance-tcp needs lacp active or passive"));
         }
-        let delay = |field: &str, ms: Option<i64>| ms.map(|v| u32::try_from(v).map_err(|_| Invalid::new(field, v, "is not a number of milliseconds"))).transpose();
+        let delay = |field: &str, ms: Option<i64>| {
+            ms.map(|v| u32::try_from(v).map_err(|_| Invalid::new(field, v, "is not a number of milliseconds"))).transpose()
+        };
         ways.push((
             "bond",
             CheckedUplink::Bond {
@@ -204,7 +213,9 @@ mod tests {
 
     fn on(spec: serde_json::Value, labels: &[(&str, &str)]) -> Result<Option<String>, String> {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        bridge_on_node(&br(spec), "node1", &labels).map(|b| b.map(|b| uplink_in_a_word(b.uplink.as_ref()))).map_err(|e| e.to_string())
+        bridge_on_node(&br(spec), "node1", &labels)
+            .map(|b| b.map(|b| uplink_in_a_word(b.uplink.as_ref())))
+            .map_err(|e| e.to_string())
     }
 
     const LABEL: &str = "bridge.mooring.dev/br1";
@@ -240,15 +251,36 @@ mod tests {
     #[test]
     fn each_wrong_field_is_named() {
         for (spec, error) in [
-            (json!({"uplink": {}}), "spec.uplink: \"\": exactly one of interface, mac, defaultRoute, canReach, bond must be given"),
-            (json!({"uplink": {"interface": "a", "canReach": "10.0.0.1"}}), "spec.uplink: \"interface, canReach\": exactly one of interface, mac, defaultRoute, canReach, bond must be given"),
-            (json!({"uplink": {"mac": "01:00:5e:00:00:01"}}), "spec.uplink.mac: \"01:00:5e:00:00:01\": hardware address 01:00:5e:00:00:01 is a group address, an interface needs an individual one"),
+            (
+                json!({"uplink": {}}),
+                "spec.uplink: \"\": exactly one of interface, mac, defaultRoute, canReach, bond must be given",
+            ),
+            (
+                json!({"uplink": {"interface": "a", "canReach": "10.0.0.1"}}),
+                "spec.uplink: \"interface, canReach\": exactly one of interface, mac, defaultRoute, canReach, bond must be given",
+            ),
+            (
+                json!({"uplink": {"mac": "01:00:5e:00:00:01"}}),
+                "spec.uplink.mac: \"01:00:5e:00:00:01\": hardware address 01:00:5e:00:00:01 is a group address, an interface needs an individual one",
+            ),
             (json!({"uplink": {"defaultRoute": false}}), "spec.uplink.defaultRoute: \"false\": says nothing, leave it out"),
             (json!({"uplink": {"canReach": "here"}}), "spec.uplink.canReach: \"here\": is not an IP address"),
-            (json!({"uplink": {"bond": {"name": "b", "interfaces": ["a"]}}}), "spec.uplink.bond.interfaces: \"a\": is less than two interfaces"),
-            (json!({"uplink": {"bond": {"name": "b", "interfaces": ["a", "a"]}}}), "spec.uplink.bond.interfaces[1]: \"a\": is named twice"),
-            (json!({"uplink": {"bond": {"name": "b", "interfaces": ["a", "c"], "mode": "balance-tcp"}}}), "spec.uplink.bond.lacp: \"off\": balance-tcp needs lacp active or passive"),
-            (json!({"configs": [{"name": "enabled", "uplink": {"interface": "a"}}]}), "spec.configs[0].name: \"enabled\": is a word of the label"),
+            (
+                json!({"uplink": {"bond": {"name": "b", "interfaces": ["a"]}}}),
+                "spec.uplink.bond.interfaces: \"a\": is less than two interfaces",
+            ),
+            (
+                json!({"uplink": {"bond": {"name": "b", "interfaces": ["a", "a"]}}}),
+                "spec.uplink.bond.interfaces[1]: \"a\": is named twice",
+            ),
+            (
+                json!({"uplink": {"bond": {"name": "b", "interfaces": ["a", "c"], "mode": "balance-tcp"}}}),
+                "spec.uplink.bond.lacp: \"off\": balance-tcp needs lacp active or passive",
+            ),
+            (
+                json!({"configs": [{"name": "enabled", "uplink": {"interface": "a"}}]}),
+                "spec.configs[0].name: \"enabled\": is a word of the label",
+            ),
             (json!({"allowedVLANs": ["100", "4095"]}), "spec.allowedVLANs[1]: \"4095\": vlan 4095 is outside 1 to 4094"),
             (json!({"allowedVLANs": ["200-100"]}), "spec.allowedVLANs[0]: \"200-100\": vlan range 200-100 ends before it begins"),
             (json!({"mtu": 67}), "spec.mtu: \"67\": is outside 68 to 65535"),
@@ -256,6 +288,9 @@ mod tests {
             assert_eq!(bridge(&br(spec)).unwrap_err().to_string(), error);
         }
         let long = Bridge::new("abcdefghijklmnop", BridgeSpec::default());
-        assert_eq!(bridge(&long).unwrap_err().to_string(), "metadata.name: \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed");
+        assert_eq!(
+            bridge(&long).unwrap_err().to_string(),
+            "metadata.name: \"abcdefghijklmnop\": interface name \"abcdefghijklmnop\" has 16 bytes, at most 15 are allowed"
+        );
     }
 }

@@ -43,8 +43,21 @@ pub fn merged(settings: &CoordinatorSettings, cr: Option<&SpiderCoordinator>) ->
         ($($field:ident),*) => { $( if out.$field.is_none() { out.$field = cr.$field; } )* };
     }
     fall_back!(
-        mode, pod_cidr_type, hijack_cidr, policy_routes, pod_mac_prefix, tune_pod_routes, pod_default_route_nic, host_rule_table, pod_rp_filter, tx_queue_len,
-        veth_link_address, veth_mtu, detect_gateway, detect_ip_conflict, host_rp_filter
+        mode,
+        pod_cidr_type,
+        hijack_cidr,
+        policy_routes,
+        pod_mac_prefix,
+        tune_pod_routes,
+        pod_default_route_nic,
+        host_rule_table,
+        pod_rp_filter,
+        tx_queue_len,
+        veth_link_address,
+        veth_mtu,
+        detect_gateway,
+        detect_ip_conflict,
+        host_rp_filter
     );
     out
 }
@@ -71,18 +84,27 @@ pub fn coordinator(settings: &CoordinatorSettings, cr: Option<&SpiderCoordinator
         policy_routes.push(super::route(&format!("policyRoutes[{i}]"), r)?);
     }
     let mac_prefix = s.pod_mac_prefix.as_deref().map(mac_prefix).transpose()?;
-    let default_route_nic = s.pod_default_route_nic.as_deref().map(|n| IfName::new(n).map_err(|e| Invalid::new("podDefaultRouteNIC", n, e))).transpose()?;
+    let default_route_nic = s
+        .pod_default_route_nic
+        .as_deref()
+        .map(|n| IfName::new(n).map_err(|e| Invalid::new("podDefaultRouteNIC", n, e)))
+        .transpose()?;
     let host_rule_table = s.host_rule_table.unwrap_or(500);
-    let host_rule_table = u32::try_from(host_rule_table)
-        .ok()
-        .filter(|t| *t != 0 && !(253..=255).contains(t))
-        .ok_or_else(|| Invalid::new("hostRuleTable", host_rule_table, "is no table of ours: 0 is none, 253 to 255 are the kernel's"))?;
+    let host_rule_table =
+        u32::try_from(host_rule_table).ok().filter(|t| *t != 0 && !(253..=255).contains(t)).ok_or_else(|| {
+            Invalid::new("hostRuleTable", host_rule_table, "is no table of ours: 0 is none, 253 to 255 are the kernel's")
+        })?;
     let tx_queue_len = s.tx_queue_len.unwrap_or(0);
     let tx_queue_len = u32::try_from(tx_queue_len).map_err(|_| Invalid::new("txQueueLen", tx_queue_len, "is not a length"))?;
     let veth_link_address = s.veth_link_address.as_deref().map(|a| super::ip("vethLinkAddress", a)).transpose()?;
     let veth_mtu = s
         .veth_mtu
-        .map(|m| u64::try_from(m).ok().and_then(|m| Mtu::new(m).ok()).ok_or_else(|| Invalid::new("vethMTU", m, "is outside 68 to 65535")))
+        .map(|m| {
+            u64::try_from(m)
+                .ok()
+                .and_then(|m| Mtu::new(m).ok())
+                .ok_or_else(|| Invalid::new("vethMTU", m, "is outside 68 to 65535"))
+        })
         .transpose()?;
     let mut cidrs = Vec::new();
     if let Some(status) = cr.and_then(|c| c.status.as_ref()) {
@@ -146,10 +168,19 @@ mod tests {
 
     #[test]
     fn a_network_goes_before_the_cluster_and_that_before_the_default() {
-        let mut cr = SpiderCoordinator::new("default", settings(json!({"mode": "overlay", "tunePodRoutes": false, "hijackCIDR": ["169.254.0.0/16", "10.100.0.10"]})));
-        cr.status = serde_json::from_value(json!({"phase": "Synced", "overlayPodCIDR": ["10.233.64.0/18"], "serviceCIDR": ["10.233.0.0/18"]})).unwrap();
+        let mut cr = SpiderCoordinator::new(
+            "default",
+            settings(json!({"mode": "overlay", "tunePodRoutes": false, "hijackCIDR": ["169.254.0.0/16", "10.100.0.10"]})),
+        );
+        cr.status = serde_json::from_value(
+            json!({"phase": "Synced", "overlayPodCIDR": ["10.233.64.0/18"], "serviceCIDR": ["10.233.0.0/18"]}),
+        )
+        .unwrap();
         let c = coordinator(&settings(json!({"mode": "underlay", "podMACPrefix": "0a:1B"})), Some(&cr)).unwrap();
-        assert_eq!((c.mode, c.tune_pod_routes, c.mac_prefix, c.host_rule_table), (CoordinatorMode::Underlay, false, Some([0x0a, 0x1b]), 500));
+        assert_eq!(
+            (c.mode, c.tune_pod_routes, c.mac_prefix, c.host_rule_table),
+            (CoordinatorMode::Underlay, false, Some([0x0a, 0x1b]), 500)
+        );
         assert_eq!(c.hijack, ["169.254.0.0/16".parse().unwrap(), "10.100.0.10/32".parse().unwrap()], "an address is its /32");
         assert_eq!(c.cidrs.len(), 2);
         let own = settings(json!({"hijackCIDR": [], "podMACPrefix": ""}));
@@ -157,24 +188,42 @@ mod tests {
         let c = coordinator(&own, Some(&cr)).unwrap();
         assert_eq!((c.hijack.len(), c.mac_prefix), (0, Some([0x0a, 0x1b])), "an empty list is said, an empty text is not");
         let d = coordinator(&CoordinatorSettings::default(), None).unwrap();
-        assert_eq!((d.mode, d.tune_pod_routes, d.pod_rp_filter, d.host_rp_filter, d.tx_queue_len), (CoordinatorMode::Auto, true, Some(0), None, None));
+        assert_eq!(
+            (d.mode, d.tune_pod_routes, d.pod_rp_filter, d.host_rp_filter, d.tx_queue_len),
+            (CoordinatorMode::Auto, true, Some(0), None, None)
+        );
     }
 
     #[test]
     fn each_wrong_field_is_named() {
         for (s, error) in [
-            (json!({"podMACPrefix": "01:1b"}), "podMACPrefix: \"01:1b\": begins a group address, an interface needs an individual one"),
+            (
+                json!({"podMACPrefix": "01:1b"}),
+                "podMACPrefix: \"01:1b\": begins a group address, an interface needs an individual one",
+            ),
             (json!({"podMACPrefix": "0a"}), "podMACPrefix: \"0a\": is not two hexadecimal bytes joined by ':'"),
             (json!({"podMACPrefix": "0a:1b:2c"}), "podMACPrefix: \"0a:1b:2c\": is not two hexadecimal bytes joined by ':'"),
             (json!({"vethLinkAddress": "x"}), "vethLinkAddress: \"x\": is not an IP address"),
             (json!({"txQueueLen": -1}), "txQueueLen: \"-1\": is not a length"),
             (json!({"podRPFilter": 5}), "podRPFilter: \"5\": is not 0, 1, 2 or negative"),
             (json!({"hostRuleTable": -5}), "hostRuleTable: \"-5\": is no table of ours: 0 is none, 253 to 255 are the kernel's"),
-            (json!({"hostRuleTable": 254}), "hostRuleTable: \"254\": is no table of ours: 0 is none, 253 to 255 are the kernel's"),
+            (
+                json!({"hostRuleTable": 254}),
+                "hostRuleTable: \"254\": is no table of ours: 0 is none, 253 to 255 are the kernel's",
+            ),
             (json!({"vethMTU": 1}), "vethMTU: \"1\": is outside 68 to 65535"),
-            (json!({"podDefaultRouteNIC": "a b"}), "podDefaultRouteNIC: \"a b\": interface name \"a b\" must not be \".\" or \"..\" nor contain '/', ':', white space or a control character"),
-            (json!({"hijackCIDR": ["10.0.0.1/8"]}), "hijackCIDR[0]: \"10.0.0.1/8\": has host bits set, the network is 10.0.0.0/8"),
-            (json!({"policyRoutes": [{"dst": "10.0.0.0/8", "gw": "fd00::1"}]}), "policyRoutes[0].gw: \"fd00::1\": is not of the family of its destination 10.0.0.0/8"),
+            (
+                json!({"podDefaultRouteNIC": "a b"}),
+                "podDefaultRouteNIC: \"a b\": interface name \"a b\" must not be \".\" or \"..\" nor contain '/', ':', white space or a control character",
+            ),
+            (
+                json!({"hijackCIDR": ["10.0.0.1/8"]}),
+                "hijackCIDR[0]: \"10.0.0.1/8\": has host bits set, the network is 10.0.0.0/8",
+            ),
+            (
+                json!({"policyRoutes": [{"dst": "10.0.0.0/8", "gw": "fd00::1"}]}),
+                "policyRoutes[0].gw: \"fd00::1\": is not of the family of its destination 10.0.0.0/8",
+            ),
         ] {
             assert_eq!(coordinator(&settings(s), None).unwrap_err().to_string(), error);
         }

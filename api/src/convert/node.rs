@@ -36,8 +36,11 @@ fn one(b: &BridgeOnNode) -> Result<One, Invalid> {
         };
         return Ok(One::Remove(BridgeRemoved { name, deletion_policy }));
     }
-    let mtu = b.mtu.map(|m| u64::try_from(m).ok().and_then(|m| Mtu::new(m).ok()).ok_or_else(|| Invalid::new("mtu", m, "is outside 68 to 65535")));
-    let hwaddr = b.hwaddr.as_deref().map(|m| m.parse::<MacAddr>().and_then(MacAddr::unicast).map_err(|e| Invalid::new("hwaddr", m, e)));
+    let mtu = b.mtu.map(|m| {
+        u64::try_from(m).ok().and_then(|m| Mtu::new(m).ok()).ok_or_else(|| Invalid::new("mtu", m, "is outside 68 to 65535"))
+    });
+    let hwaddr =
+        b.hwaddr.as_deref().map(|m| m.parse::<MacAddr>().and_then(MacAddr::unicast).map_err(|e| Invalid::new("hwaddr", m, e)));
     Ok(One::Keep(Box::new(BridgeDesired {
         name,
         uplink: b.uplink.as_ref().map(|u| uplink(u).map(as_desired).map_err(|e| e.within("uplink"))).transpose()?,
@@ -98,9 +101,15 @@ mod tests {
         }]));
         assert!(wrong.is_empty());
         let b = &d.bridges[0];
-        assert_eq!((b.allowed_vlans.to_string().as_str(), b.mtu.map(Mtu::get), b.fail_mode), ("100-101", Some(9000), desired::FailMode::Secure));
+        assert_eq!(
+            (b.allowed_vlans.to_string().as_str(), b.mtu.map(Mtu::get), b.fail_mode),
+            ("100-101", Some(9000), desired::FailMode::Secure)
+        );
         let Some(desired::Uplink::Bond(bond)) = &b.uplink else { panic!("{b:?}") };
-        assert_eq!((bond.interfaces.len(), bond.mode, bond.lacp, bond.updelay_ms), (2, desired::BondMode::BalanceSlb, desired::Lacp::Active, 50));
+        assert_eq!(
+            (bond.interfaces.len(), bond.mode, bond.lacp, bond.updelay_ms),
+            (2, desired::BondMode::BalanceSlb, desired::Lacp::Active, 50)
+        );
     }
 
     #[test]
@@ -111,6 +120,9 @@ mod tests {
             { "name": "a-name-of-16-byte", "generation": 1 },
         ]));
         assert_eq!(d.removed[0].deletion_policy, desired::DeletionPolicy::Orphan);
-        assert_eq!(wrong.iter().map(|(n, e)| format!("{n}: {}", e.field)).collect::<Vec<_>>(), ["br1: allowedVLANs[0]", "a-name-of-16-byte: name"]);
+        assert_eq!(
+            wrong.iter().map(|(n, e)| format!("{n}: {}", e.field)).collect::<Vec<_>>(),
+            ["br1: allowedVLANs[0]", "a-name-of-16-byte: name"]
+        );
     }
 }

@@ -48,7 +48,9 @@ pub fn pool(object: &SpiderIPPool) -> Result<Pool, Invalid> {
 /// The field and what it holds, for an error of `ipam`.
 fn invalid(object: &SpiderIPPool, e: PoolError) -> Invalid {
     let spec = &object.spec;
-    let route = |i: usize, part: &str| (format!("spec.routes[{i}].{part}"), spec.routes.get(i).map(|r| if part == "dst" { r.dst.clone() } else { r.gw.clone() }));
+    let route = |i: usize, part: &str| {
+        (format!("spec.routes[{i}].{part}"), spec.routes.get(i).map(|r| if part == "dst" { r.dst.clone() } else { r.gw.clone() }))
+    };
     match e {
         PoolError::Subnet(e) => Invalid::new("spec.subnet", &spec.subnet, e),
         PoolError::Version(v, subnet) => Invalid::new("spec.ipVersion", v, format!("is not the version of subnet {subnet}")),
@@ -57,7 +59,9 @@ fn invalid(object: &SpiderIPPool, e: PoolError) -> Invalid {
             Invalid::new(format!("spec.{field}[{i}]"), items.get(i).map_or("", String::as_str), e)
         }
         PoolError::Gateway(g, subnet) => Invalid::new("spec.gateway", g, format!("is not an address of subnet {subnet}")),
-        PoolError::GatewayAllocatable(g) => Invalid::new("spec.gateway", g, "is one of ips, name it in excludeIPs or take it out of ips"),
+        PoolError::GatewayAllocatable(g) => {
+            Invalid::new("spec.gateway", g, "is one of ips, name it in excludeIPs or take it out of ips")
+        }
         PoolError::RouteDst(i, _) => {
             let (field, value) = route(i, "dst");
             Invalid::new(field, value.unwrap_or_default(), "is not a network of the pool's family without host bits")
@@ -91,7 +95,10 @@ pub fn reserved(object: &SpiderReservedIP) -> Result<Ranges, Invalid> {
     };
     let mut all = Ranges::empty(family);
     for (i, item) in spec.ips.iter().enumerate() {
-        all = all.union(&Ranges::parse(std::slice::from_ref(item), family, None).map_err(|e| Invalid::new(format!("spec.ips[{i}]"), item, e))?);
+        all = all.union(
+            &Ranges::parse(std::slice::from_ref(item), family, None)
+                .map_err(|e| Invalid::new(format!("spec.ips[{i}]"), item, e))?,
+        );
     }
     Ok(all)
 }
@@ -124,19 +131,43 @@ mod tests {
         };
         for (patch, error) in [
             (json!({"subnet": "10.24.0.1/16"}), "spec.subnet: \"10.24.0.1/16\": has host bits set, the network is 10.24.0.0/16"),
-            (json!({"subnet": "010.24.0.0/16"}), "spec.subnet: \"010.24.0.0/16\": is not an IP network in the form address/prefix-length"),
+            (
+                json!({"subnet": "010.24.0.0/16"}),
+                "spec.subnet: \"010.24.0.0/16\": is not an IP network in the form address/prefix-length",
+            ),
             (json!({"ipVersion": 6}), "spec.ipVersion: \"6\": is not the version of subnet 10.24.0.0/16"),
             (json!({"ips": ["10.24.0.20-10.24.0.10"]}), "spec.ips[0]: \"10.24.0.20-10.24.0.10\": ends before it begins"),
-            (json!({"ips": ["10.24.0.9", "10.24.0.010"]}), "spec.ips[1]: \"10.24.0.010\": is neither an address nor a range \"first-last\" without spaces"),
-            (json!({"ips": ["10.24.0.10 - 10.24.0.20"]}), "spec.ips[0]: \"10.24.0.10 - 10.24.0.20\": is neither an address nor a range \"first-last\" without spaces"),
+            (
+                json!({"ips": ["10.24.0.9", "10.24.0.010"]}),
+                "spec.ips[1]: \"10.24.0.010\": is neither an address nor a range \"first-last\" without spaces",
+            ),
+            (
+                json!({"ips": ["10.24.0.10 - 10.24.0.20"]}),
+                "spec.ips[0]: \"10.24.0.10 - 10.24.0.20\": is neither an address nor a range \"first-last\" without spaces",
+            ),
             (json!({"ips": ["10.25.0.1"]}), "spec.ips[0]: \"10.25.0.1\": is not inside the subnet 10.24.0.0/16"),
             (json!({"excludeIPs": ["fd00::1"]}), "spec.excludeIPs[0]: \"fd00::1\": is not an IPv4 address"),
             (json!({"gateway": "10.25.0.1"}), "spec.gateway: \"10.25.0.1\": is not an address of subnet 10.24.0.0/16"),
-            (json!({"gateway": "10.24.0.1"}), "spec.gateway: \"10.24.0.1\": is one of ips, name it in excludeIPs or take it out of ips"),
-            (json!({"routes": [{"dst": "0.0.0.0/0", "gw": "10.24.0.1"}]}), "spec.routes[0].dst: \"0.0.0.0/0\": is the default route, that is gateway"),
-            (json!({"routes": [{"dst": "1.0.0.0/8", "gw": "10.24.0.1"}, {"dst": "1.0.0.0/8", "gw": "10.24.0.2"}]}), "spec.routes[1].dst: \"1.0.0.0/8\": has a route already"),
-            (json!({"routes": [{"dst": "1.0.0.0/8", "gw": "10.25.0.1"}]}), "spec.routes[0].gw: \"10.25.0.1\": is not an address of subnet 10.24.0.0/16"),
-            (json!({"routes": [{"dst": "1.0.0.0/8", "gw": "fd00::1"}]}), "spec.routes[0].gw: \"fd00::1\": is not an address of subnet 10.24.0.0/16"),
+            (
+                json!({"gateway": "10.24.0.1"}),
+                "spec.gateway: \"10.24.0.1\": is one of ips, name it in excludeIPs or take it out of ips",
+            ),
+            (
+                json!({"routes": [{"dst": "0.0.0.0/0", "gw": "10.24.0.1"}]}),
+                "spec.routes[0].dst: \"0.0.0.0/0\": is the default route, that is gateway",
+            ),
+            (
+                json!({"routes": [{"dst": "1.0.0.0/8", "gw": "10.24.0.1"}, {"dst": "1.0.0.0/8", "gw": "10.24.0.2"}]}),
+                "spec.routes[1].dst: \"1.0.0.0/8\": has a route already",
+            ),
+            (
+                json!({"routes": [{"dst": "1.0.0.0/8", "gw": "10.25.0.1"}]}),
+                "spec.routes[0].gw: \"10.25.0.1\": is not an address of subnet 10.24.0.0/16",
+            ),
+            (
+                json!({"routes": [{"dst": "1.0.0.0/8", "gw": "fd00::1"}]}),
+                "spec.routes[0].gw: \"fd00::1\": is not an address of subnet 10.24.0.0/16",
+            ),
             (json!({"multusName": ["a/b/c"]}), "spec.multusName[0]: \"a/b/c\": is neither name nor namespace/name"),
         ] {
             assert_eq!(with(patch), error);
@@ -156,10 +187,16 @@ mod tests {
 
     #[test]
     fn reserved_addresses_are_of_one_family() {
-        let r = |spec: serde_json::Value| reserved(&SpiderReservedIP::new("r", serde_json::from_value::<SpiderReservedIPSpec>(spec).unwrap())).map_err(|e| e.to_string());
+        let r = |spec: serde_json::Value| {
+            reserved(&SpiderReservedIP::new("r", serde_json::from_value::<SpiderReservedIPSpec>(spec).unwrap()))
+                .map_err(|e| e.to_string())
+        };
         assert_eq!(r(json!({"ips": ["10.0.0.1-10.0.0.2", "10.0.0.3"]})).unwrap().to_string(), "10.0.0.1-10.0.0.3");
         assert_eq!(r(json!({"ips": ["10.0.0.1", "fd00::1"]})).unwrap_err(), "spec.ips[1]: \"fd00::1\": is not an IPv4 address");
-        assert_eq!(r(json!({"ipVersion": 6, "ips": ["10.0.0.1"]})).unwrap_err(), "spec.ips[0]: \"10.0.0.1\": is not an IPv6 address");
+        assert_eq!(
+            r(json!({"ipVersion": 6, "ips": ["10.0.0.1"]})).unwrap_err(),
+            "spec.ips[0]: \"10.0.0.1\": is not an IPv6 address"
+        );
         assert!(r(json!({})).unwrap().is_empty());
     }
 }

@@ -201,8 +201,17 @@ mod tests {
     #[test]
     fn other_spellings_of_an_address_are_no_lease_names() {
         for bad in [
-            "", "default", ".v4-10-0-0-1", "default.v4-10-0-0", "default.v4-010-0-0-1", "default.v4-10-0-0-256", "default.v4-10.0.0.1",
-            "default.v6-fd00-10-0-0-0-0-0-1", "default.v6-FD00-0010-0000-0000-0000-0000-0000-0001", "default.10-0-0-1", "default.v6-fd00--1",
+            "",
+            "default",
+            ".v4-10-0-0-1",
+            "default.v4-10-0-0",
+            "default.v4-010-0-0-1",
+            "default.v4-10-0-0-256",
+            "default.v4-10.0.0.1",
+            "default.v6-fd00-10-0-0-0-0-0-1",
+            "default.v6-FD00-0010-0000-0000-0000-0000-0000-0001",
+            "default.10-0-0-1",
+            "default.v6-fd00--1",
         ] {
             assert!(parse_lease_name(bad).is_err(), "{bad:?}");
         }

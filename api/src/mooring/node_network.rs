@@ -24,7 +24,12 @@ use super::bridge::{DatapathType, DeletionPolicy, FailMode, Uplink};
     printcolumn(name = "BRIDGES", type_ = "string", json_path = ".status.bridges[*].name"),
     printcolumn(name = "PHASES", type_ = "string", json_path = ".status.bridges[*].phase"),
     printcolumn(name = "READY", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "MESSAGE", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 10),
+    printcolumn(
+        name = "MESSAGE",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 10
+    ),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 pub struct NodeNetworkSpec {

@@ -74,7 +74,8 @@ impl Chunk {
     }
 
     pub fn decode(&self) -> Result<(IpAddr, [u8; 32]), ChunkError> {
-        let base: IpAddr = self.base.parse().ok().filter(|b| chunk_base(*b) == *b).ok_or_else(|| ChunkError::Base(self.base.clone()))?;
+        let base: IpAddr =
+            self.base.parse().ok().filter(|b| chunk_base(*b) == *b).ok_or_else(|| ChunkError::Base(self.base.clone()))?;
         let bytes = STANDARD.decode(&self.bits).ok().and_then(|b| <[u8; 32]>::try_from(b).ok());
         Ok((base, bytes.ok_or_else(|| ChunkError::Bits(self.bits.clone()))?))
     }

@@ -13,7 +13,8 @@ use crate::convert;
 use crate::invalid::Invalid;
 use crate::keys;
 use crate::spider::{
-    Bond, CniType, IbSriovConfig, IpoibConfig, MacvlanConfig, OvsConfig, PoolNames, SpiderCoordinator, SpiderMultusConfig, SriovConfig, VlanConfig, VlanMode,
+    Bond, CniType, IbSriovConfig, IpoibConfig, MacvlanConfig, OvsConfig, PoolNames, SpiderCoordinator, SpiderMultusConfig,
+    SriovConfig, VlanConfig, VlanMode,
 };
 
 const DEFAULT_CNI_VERSION: &str = "0.3.1";
@@ -43,7 +44,8 @@ pub fn render(smc: &SpiderMultusConfig, cr: Option<&SpiderCoordinator>) -> Resul
     only_block(smc)?;
     let name = name(smc)?;
     let version = cni_version(smc)?;
-    let mut annotations: BTreeMap<String, String> = smc.annotations().iter().filter(|(k, _)| *k != LAST_APPLIED).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut annotations: BTreeMap<String, String> =
+        smc.annotations().iter().filter(|(k, _)| *k != LAST_APPLIED).map(|(k, v)| (k.clone(), v.clone())).collect();
     let ipam = !spec.disable_ipam;
     let parts = match spec.cni_type {
         CniType::Custom => None,
@@ -97,7 +99,11 @@ fn owner(smc: &SpiderMultusConfig) -> Option<OwnerReference> {
 fn name(smc: &SpiderMultusConfig) -> Result<String, Invalid> {
     let Some(name) = smc.annotations().get(keys::CR_NAME) else { return Ok(smc.name_any()) };
     let label = |l: &str| {
-        !l.is_empty() && l.len() <= 63 && !l.starts_with('-') && !l.ends_with('-') && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        !l.is_empty()
+            && l.len() <= 63
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     };
     if name.len() > 253 || !name.split('.').all(label) {
         return Err(Invalid::new(keys::CR_NAME, name, "is not the name of an object: a DNS subdomain"));
@@ -259,9 +265,17 @@ fn vlan(c: &VlanConfig, ipam: bool) -> Result<Parts, Invalid> {
             set(&mut main, "vlanMode", "manual");
             set(&mut main, "vlanId", v);
         }
-        (VlanMode::Manual, None) => return Err(Invalid::new(format!("{at}.vlanID"), "", "must be 1 to 4094 with vlanMode manual")),
+        (VlanMode::Manual, None) => {
+            return Err(Invalid::new(format!("{at}.vlanID"), "", "must be 1 to 4094 with vlanMode manual"));
+        }
         (VlanMode::Auto, None) if c.vlan_id.is_none() => set(&mut main, "vlanMode", "auto"),
-        (VlanMode::Auto, _) => return Err(Invalid::new(format!("{at}.vlanID"), c.vlan_id.unwrap_or_default(), "must not be given with vlanMode auto")),
+        (VlanMode::Auto, _) => {
+            return Err(Invalid::new(
+                format!("{at}.vlanID"),
+                c.vlan_id.unwrap_or_default(),
+                "must not be given with vlanMode auto",
+            ));
+        }
     }
     with_ipam(&mut main, ipam, c.ippools.as_ref());
     Ok(Parts { before: ifacer(&c.master, bond, None), ..Parts::of(main) })
@@ -287,8 +301,12 @@ fn ovs(c: &OvsConfig, ipam: bool) -> Result<Parts, Invalid> {
             }
         }
         match (t.min_id, t.max_id, t.id) {
-            (Some(min), Some(max), _) if min > max => return Err(Invalid::new(field, format!("{min}-{max}"), "ends before it begins")),
-            (Some(_), None, _) | (None, Some(_), _) => return Err(Invalid::new(field, Value::Object(entry), "minID and maxID must be given together")),
+            (Some(min), Some(max), _) if min > max => {
+                return Err(Invalid::new(field, format!("{min}-{max}"), "ends before it begins"));
+            }
+            (Some(_), None, _) | (None, Some(_), _) => {
+                return Err(Invalid::new(field, Value::Object(entry), "minID and maxID must be given together"));
+            }
             (None, None, None) => return Err(Invalid::new(field, "", "must have id, or minID and maxID")),
             _ => trunk.push(Value::Object(entry)),
         }
@@ -385,7 +403,11 @@ fn chained(field: &str, text: &str) -> Result<Value, Invalid> {
 /// As it was written, or nothing.
 fn custom(smc: &SpiderMultusConfig) -> Result<Option<String>, Invalid> {
     if let Some(first) = smc.spec.chain_cni_json_data.first() {
-        return Err(Invalid::new("spec.chainCNIJsonData[0]", first, "does not go with cniType custom, name the plugin in customCNI"));
+        return Err(Invalid::new(
+            "spec.chainCNIJsonData[0]",
+            first,
+            "does not go with cniType custom, name the plugin in customCNI",
+        ));
     }
     let Some(text) = smc.spec.custom_cni.as_deref().filter(|t| !t.is_empty()) else { return Ok(None) };
     let field = "spec.customCNI";
@@ -394,7 +416,10 @@ fn custom(smc: &SpiderMultusConfig) -> Result<Option<String>, Invalid> {
         None if has_type(&map) => {}
         None => return Err(Invalid::new(field, text, "has neither type nor plugins")),
         Some(plugins) => {
-            let list = plugins.as_array().filter(|l| !l.is_empty()).ok_or_else(|| Invalid::new(field, text, "plugins is not a list of plugins"))?;
+            let list = plugins
+                .as_array()
+                .filter(|l| !l.is_empty())
+                .ok_or_else(|| Invalid::new(field, text, "plugins is not a list of plugins"))?;
             if let Some(i) = list.iter().position(|p| !p.as_object().is_some_and(has_type)) {
                 return Err(Invalid::new(field, text, format!("plugins[{i}] has no type")));
             }
@@ -417,12 +442,21 @@ fn coordinator(smc: &SpiderMultusConfig, cr: Option<&SpiderCoordinator>) -> Resu
         "tunePodRoutes": s.tune_pod_routes.unwrap_or(true),
         "txQueueLen": s.tx_queue_len.unwrap_or(0),
     });
-    for (key, text) in [("podMACPrefix", s.pod_mac_prefix), ("podDefaultRouteNic", s.pod_default_route_nic), ("vethLinkAddress", s.veth_link_address)] {
+    for (key, text) in [
+        ("podMACPrefix", s.pod_mac_prefix),
+        ("podDefaultRouteNic", s.pod_default_route_nic),
+        ("vethLinkAddress", s.veth_link_address),
+    ] {
         if let Some(t) = text {
             set(&mut conf, key, t);
         }
     }
-    for (key, number) in [("vethMTU", s.veth_mtu), ("podRPFilter", s.pod_rp_filter), ("hostRuleTable", s.host_rule_table), ("hostRPFilter", s.host_rp_filter)] {
+    for (key, number) in [
+        ("vethMTU", s.veth_mtu),
+        ("podRPFilter", s.pod_rp_filter),
+        ("hostRuleTable", s.host_rule_table),
+        ("hostRPFilter", s.host_rp_filter),
+    ] {
         if let Some(n) = number {
             set(&mut conf, key, n);
         }

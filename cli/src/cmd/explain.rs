@@ -26,7 +26,9 @@ pub enum What {
 pub async fn run(client: Client, what: &What) -> anyhow::Result<String> {
     let What::Pod { name } = what;
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-    let Some(pod) = Api::<Pod>::namespaced(client.clone(), namespace).get_opt(name).await? else { bail!("there is no pod {namespace}/{name}") };
+    let Some(pod) = Api::<Pod>::namespaced(client.clone(), namespace).get_opt(name).await? else {
+        bail!("there is no pod {namespace}/{name}")
+    };
     let mut out = String::new();
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     writeln!(out, "pod {namespace}/{name} on {}", if node.is_empty() { "no node yet" } else { &node })?;
@@ -98,7 +100,8 @@ impl World {
             }
         };
         sources.conf = conf.clone();
-        let ask = Ask { node, namespace, nics: all, current: &nic.name, agent_namespace: DEFAULT_NETWORK_NAMESPACE, sources: &sources };
+        let ask =
+            Ask { node, namespace, nics: all, current: &nic.name, agent_namespace: DEFAULT_NETWORK_NAMESPACE, sources: &sources };
         match ipam::choose(&self.pools, &ask) {
             Err(e) => writeln!(out, "    no pool: {e}")?,
             Ok(choices) => {
@@ -139,7 +142,8 @@ async fn nics(client: &Client, pod: &Pod, namespace: &str) -> anyhow::Result<Vec
 
 async fn nic(client: &Client, name: &str, s: &Selection) -> anyhow::Result<PodNic> {
     let nads = Api::<NetworkAttachmentDefinition>::namespaced(client.clone(), &s.namespace);
-    let nad = nads.get_opt(&s.name).await?.with_context(|| format!("there is no NetworkAttachmentDefinition {}", s.reference()))?;
+    let nad =
+        nads.get_opt(&s.name).await?.with_context(|| format!("there is no NetworkAttachmentDefinition {}", s.reference()))?;
     let nad = Nad { namespace: s.namespace.clone(), name: s.name.clone(), config: nad.config().unwrap_or_default().to_owned() };
     // A configuration that lies on the node's disk cannot be read from here.
     let ours = if nad.is_on_disk() { None } else { conf_pools(&nad)? };
@@ -162,7 +166,11 @@ async fn held(client: &Client, node: &str, namespace: &str, name: &str) -> anyho
     // By the label of its node; a pod without a node has nothing.
     let list = ListParams::default().labels(&format!("{}={node}", keys::LEASE_NODE));
     let leases = if node.is_empty() { Vec::new() } else { Api::<AddressLease>::all(client.clone()).list(&list).await?.items };
-    let mine: Vec<_> = leases.iter().filter_map(|l| Some((l, l.spec.holder.as_ref()?))).filter(|(_, h)| h.pod_namespace == namespace && h.pod_name == name).collect();
+    let mine: Vec<_> = leases
+        .iter()
+        .filter_map(|l| Some((l, l.spec.holder.as_ref()?)))
+        .filter(|(_, h)| h.pod_namespace == namespace && h.pod_name == name)
+        .collect();
     if mine.is_empty() {
         writeln!(out, "  it holds no address")?;
     }

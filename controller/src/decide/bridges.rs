@@ -19,7 +19,8 @@ use crate::write::{Kind, Op, Write, guard};
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 
 pub fn decide(state: &State, now: &Stamp) -> Vec<Write> {
-    let nodes: BTreeMap<&str, OnNode> = state.nodes.iter().map(|(name, n)| (name.as_str(), OnNode::new(n, state.node_networks.get(name)))).collect();
+    let nodes: BTreeMap<&str, OnNode> =
+        state.nodes.iter().map(|(name, n)| (name.as_str(), OnNode::new(n, state.node_networks.get(name)))).collect();
     let bridges: Vec<Wanted> = state.bridges.values().map(|b| Wanted::new(b, &nodes)).collect();
     let mut out = Vec::new();
     let specs = specs(&bridges, &nodes);
@@ -155,26 +156,25 @@ fn leaving(w: &Wanted, on: &OnNode, told: &BridgeOnNode) -> Option<BridgeOnNode>
 
 /// Nodes that are told of the present spec, and those that may be told now.
 fn next_nodes(w: &Wanted, nodes: &BTreeMap<&str, OnNode>) -> BTreeSet<String> {
-    let progress: Vec<NodeProgress> = w
-        .on
-        .iter()
-        .map(|(name, want)| {
-            let on = &nodes[name];
-            let told = on.told(&w.name) == Some(want);
-            let answer = on.answer(&w.name).filter(|_| told).map(|a| a.phase);
-            NodeProgress {
-                name: (*name).to_owned(),
-                control_plane: on.control_plane(),
-                progress: match (told, answer) {
-                    _ if w.frozen(name, on) => Progress::Paused,
-                    (false, _) => Progress::Pending,
-                    (true, Some(BridgePhase::Ready)) => Progress::Done,
-                    (true, Some(BridgePhase::Failed)) => Progress::Failed,
-                    (true, _) => Progress::Changing,
-                },
-            }
-        })
-        .collect();
+    let progress: Vec<NodeProgress> =
+        w.on.iter()
+            .map(|(name, want)| {
+                let on = &nodes[name];
+                let told = on.told(&w.name) == Some(want);
+                let answer = on.answer(&w.name).filter(|_| told).map(|a| a.phase);
+                NodeProgress {
+                    name: (*name).to_owned(),
+                    control_plane: on.control_plane(),
+                    progress: match (told, answer) {
+                        _ if w.frozen(name, on) => Progress::Paused,
+                        (false, _) => Progress::Pending,
+                        (true, Some(BridgePhase::Ready)) => Progress::Done,
+                        (true, Some(BridgePhase::Failed)) => Progress::Failed,
+                        (true, _) => Progress::Changing,
+                    },
+                }
+            })
+            .collect();
     let mut next: BTreeSet<String> = rollout::next(&progress, MaxUnavailable::default()).start.into_iter().collect();
     next.extend(progress.into_iter().filter(|n| n.progress != Progress::Pending).map(|n| n.name));
     next
@@ -191,7 +191,9 @@ fn node_network(name: &str, on: &OnNode, bridges: &[BridgeOnNode]) -> Option<Wri
             },
             "spec": { "bridges": bridges },
         })),
-        Some(have) if have.spec.bridges != bridges => Op::Patch(json!({ "metadata": guard(have), "spec": { "bridges": bridges } })),
+        Some(have) if have.spec.bridges != bridges => {
+            Op::Patch(json!({ "metadata": guard(have), "spec": { "bridges": bridges } }))
+        }
         Some(_) => return None,
     };
     Some(Write { kind: Kind::NodeNetwork, namespace: None, name: name.to_owned(), op })
@@ -277,7 +279,9 @@ fn bridge(w: &Wanted, nodes: &BTreeMap<&str, OnNode>, specs: &BTreeMap<&str, Vec
     } else if w.deleting && ours && !held {
         let list: Vec<_> = have.iter().filter(|f| *f != keys::FINALIZER).collect();
         // With the last finalizer the object goes; its status needs no writing.
-        return vec![write(Op::Patch(json!({ "metadata": { "resourceVersion": w.bridge.resource_version(), "finalizers": list } })))];
+        return vec![write(Op::Patch(
+            json!({ "metadata": { "resourceVersion": w.bridge.resource_version(), "finalizers": list } }),
+        ))];
     }
     let status = status(w, nodes, now);
     if serde_json::to_value(&w.bridge.status).ok() != serde_json::to_value(Some(&status)).ok() {
@@ -340,26 +344,45 @@ fn verdicts(w: &Wanted, desired: i32, ready: i32, updating: i32, failed: &[Faile
             "Available",
             false,
             "NoNodes",
-            format!("no node is chosen: neither spec.nodeSelector nor a label {}{} matches one", keys::BRIDGE_LABEL_PREFIX, w.name),
+            format!(
+                "no node is chosen: neither spec.nodeSelector nor a label {}{} matches one",
+                keys::BRIDGE_LABEL_PREFIX,
+                w.name
+            ),
         ),
         _ if ready == desired => Verdict::new("Available", true, "AllReady", counts.clone()),
         _ => Verdict::new("Available", false, "NotAllReady", counts.clone()),
     };
     let degraded = match (&w.invalid, failed.first()) {
         (Some(why), _) => Verdict::new("Degraded", true, "Invalid", why.clone()),
-        (None, Some(f)) => Verdict::new("Degraded", true, "NodesFailed", format!("{} nodes failed; {}: {}: {}", failed.len(), f.node, f.reason, f.message)),
+        (None, Some(f)) => Verdict::new(
+            "Degraded",
+            true,
+            "NodesFailed",
+            format!("{} nodes failed; {}: {}: {}", failed.len(), f.node, f.reason, f.message),
+        ),
         (None, None) => Verdict::new("Degraded", false, "NoFailures", ""),
     };
     let waiting = updating > 0;
     let progressing = match (waiting, failed.is_empty()) {
         (true, true) => Verdict::new("Progressing", true, "RollingOut", format!("{updating} nodes are still to change")),
-        (true, false) => Verdict::new("Progressing", false, "Stopped", format!("{updating} nodes are still to change; the roll-out stops at the first failure")),
+        (true, false) => Verdict::new(
+            "Progressing",
+            false,
+            "Stopped",
+            format!("{updating} nodes are still to change; the roll-out stops at the first failure"),
+        ),
         (false, _) => Verdict::new("Progressing", false, "Settled", ""),
     };
     let use_ = if in_use.is_empty() {
         Verdict::new("InUse", false, "NotHeld", "")
     } else {
-        Verdict::new("InUse", true, "HasAttachments", format!("pods are attached on {}; it stays there until they are gone", in_use.join(", ")))
+        Verdict::new(
+            "InUse",
+            true,
+            "HasAttachments",
+            format!("pods are attached on {}; it stays there until they are gone", in_use.join(", ")),
+        )
     };
     vec![available, degraded, progressing, use_]
 }

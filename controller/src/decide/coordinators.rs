@@ -56,11 +56,17 @@ fn status(c: &SpiderCoordinator, found: &Found) -> SpiderCoordinatorStatus {
             let (pods, reason) = match kind {
                 PodCidrType::None => (Vec::new(), None),
                 PodCidrType::Auto | PodCidrType::Cluster => (text(&cidrs.pods), None),
-                PodCidrType::Calico | PodCidrType::Cilium => {
-                    (text(&cidrs.pods), Some("the pod CIDRs are the cluster's; those of the CNI's own pools are not read".to_owned()))
-                }
+                PodCidrType::Calico | PodCidrType::Cilium => (
+                    text(&cidrs.pods),
+                    Some("the pod CIDRs are the cluster's; those of the CNI's own pools are not read".to_owned()),
+                ),
             };
-            SpiderCoordinatorStatus { phase: CoordinatorPhase::Synced, reason, overlay_pod_cidr: pods, service_cidr: text(&cidrs.services) }
+            SpiderCoordinatorStatus {
+                phase: CoordinatorPhase::Synced,
+                reason,
+                overlay_pod_cidr: pods,
+                service_cidr: text(&cidrs.services),
+            }
         }
         Err(why) => SpiderCoordinatorStatus {
             phase: CoordinatorPhase::NotReady,
@@ -97,7 +103,8 @@ struct Networking {
 
 /// `networking.podSubnet` and `.serviceSubnet`: one CIDR, or one of each family joined by a comma.
 fn parse(text: &str) -> Result<Cidrs, String> {
-    let conf: ClusterConfiguration = serde_saphyr::from_str(text).map_err(|e| format!("ClusterConfiguration has no networking block that can be read: {e}"))?;
+    let conf: ClusterConfiguration = serde_saphyr::from_str(text)
+        .map_err(|e| format!("ClusterConfiguration has no networking block that can be read: {e}"))?;
     let list = |field: &str, s: &str| {
         s.split(',')
             .map(str::trim)
@@ -105,7 +112,10 @@ fn parse(text: &str) -> Result<Cidrs, String> {
             .map(|s| s.parse::<Cidr>().map_err(|e| format!("networking.{field}: {e}")))
             .collect::<Result<Vec<_>, _>>()
     };
-    Ok(Cidrs { pods: list("podSubnet", &conf.networking.pod_subnet)?, services: list("serviceSubnet", &conf.networking.service_subnet)? })
+    Ok(Cidrs {
+        pods: list("podSubnet", &conf.networking.pod_subnet)?,
+        services: list("serviceSubnet", &conf.networking.service_subnet)?,
+    })
 }
 
 #[cfg(test)]
@@ -120,7 +130,8 @@ mod tests {
         let mut s = State::default();
         let mut d = Default::default();
         if let Some(text) = conf {
-            let mut m = ConfigMap { data: Some(BTreeMap::from([("ClusterConfiguration".into(), text.into())])), ..Default::default() };
+            let mut m =
+                ConfigMap { data: Some(BTreeMap::from([("ClusterConfiguration".into(), text.into())])), ..Default::default() };
             m.metadata.name = Some("kubeadm-config".into());
             s.apply(Change::Kubeadm(Event::Apply(m)), &mut d);
         }

@@ -28,7 +28,9 @@ pub fn decide(state: &State, now: &Stamp) -> Vec<Write> {
             Ok(want) => {
                 let k = key(&want);
                 match owner(state, &k, &uid).or_else(|| taken.get(&k).cloned()) {
-                    Some(other) => out.push(event(smc, "NameTaken", &format!("NetworkAttachmentDefinition {k} belongs to {other}"), now)),
+                    Some(other) => {
+                        out.push(event(smc, "NameTaken", &format!("NetworkAttachmentDefinition {k} belongs to {other}"), now))
+                    }
                     None => {
                         taken.insert(k.clone(), smc.name_any());
                         out.extend(nad(smc, &want, state.nads.get(&k)));
@@ -66,7 +68,11 @@ fn owner_reference(smc: &SpiderMultusConfig) -> OwnerReference {
     }
 }
 
-fn nad(smc: &SpiderMultusConfig, want: &NetworkAttachmentDefinition, have: Option<&NetworkAttachmentDefinition>) -> Option<Write> {
+fn nad(
+    smc: &SpiderMultusConfig,
+    want: &NetworkAttachmentDefinition,
+    have: Option<&NetworkAttachmentDefinition>,
+) -> Option<Write> {
     let op = match have {
         None => {
             let mut v = json!(want);

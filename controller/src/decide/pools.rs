@@ -76,7 +76,9 @@ impl World {
         let ours = obj.finalizers().iter().any(|f| f == keys::FINALIZER);
         if terminating && ours && !in_use {
             let rest: Vec<_> = obj.finalizers().iter().filter(|f| *f != keys::FINALIZER).collect();
-            return vec![write(Op::Patch(json!({ "metadata": { "resourceVersion": obj.resource_version(), "finalizers": rest } })))];
+            return vec![write(Op::Patch(
+                json!({ "metadata": { "resourceVersion": obj.resource_version(), "finalizers": rest } }),
+            ))];
         }
         if !terminating && !ours {
             let mut all = obj.finalizers().to_vec();
@@ -114,7 +116,11 @@ impl World {
         let Some((pool, allocatable)) = self.pools.get(name).zip(self.pools.allocatable(name)) else {
             let why = self.invalid.get(name).cloned().unwrap_or_default();
             let verdicts = [Verdict::new("Ready", false, "Invalid", why)];
-            return SpiderIPPoolStatus { observed_generation: generation, conditions: conditions::with(&old.conditions, &verdicts, generation, now), ..old };
+            return SpiderIPPoolStatus {
+                observed_generation: generation,
+                conditions: conditions::with(&old.conditions, &verdicts, generation, now),
+                ..old
+            };
         };
         let counts = ipam::counts(allocatable, leases.iter().map(|l| (l.ip, lease_state(l))));
         let outside: Vec<_> = leases.iter().filter(|l| !pool.ranges.contains(l.ip)).map(|l| l.ip.to_string()).collect();
@@ -134,7 +140,12 @@ impl World {
 
     fn verdicts(&self, pool: &Pool, free: u128, outside: &[String]) -> Vec<Verdict> {
         let ready = if !pool.unimplemented.is_empty() {
-            Verdict::new("Ready", false, "FieldNotImplemented", format!("nothing is given out: {} is set, which is not implemented yet", pool.unimplemented.join(", ")))
+            Verdict::new(
+                "Ready",
+                false,
+                "FieldNotImplemented",
+                format!("nothing is given out: {} is set, which is not implemented yet", pool.unimplemented.join(", ")),
+            )
         } else if pool.disable {
             Verdict::new("Ready", false, "Disabled", "spec.disable is true: nothing new is given out")
         } else if pool.terminating {
@@ -160,7 +171,12 @@ impl World {
             Verdict::new("InUseOutsideRange", false, "AllInside", "")
         } else {
             let named = outside.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
-            Verdict::new("InUseOutsideRange", true, "RangeWasCut", format!("{} addresses are in use that ips no longer holds: {named}", outside.len()))
+            Verdict::new(
+                "InUseOutsideRange",
+                true,
+                "RangeWasCut",
+                format!("{} addresses are in use that ips no longer holds: {named}", outside.len()),
+            )
         };
         vec![ready, exhausted, overlap, cut]
     }
@@ -282,10 +298,14 @@ mod tests {
 
     #[test]
     fn the_seeds_pool_counts_its_holders() {
-        let s = world(vec![seed()], vec![lease("172.18.30.131", "ippool-test", true), lease("172.18.30.132", "ippool-test", false)]);
+        let s =
+            world(vec![seed()], vec![lease("172.18.30.131", "ippool-test", true), lease("172.18.30.132", "ippool-test", false)]);
         let w = all(&s);
         let st = status_of(&w, "ippool-test");
-        assert_eq!((&st["ipVersion"], &st["totalIPCount"], &st["allocatedIPCount"], &st["freeIPCount"]), (&json!(4), &json!(10), &json!(1), &json!(8)));
+        assert_eq!(
+            (&st["ipVersion"], &st["totalIPCount"], &st["allocatedIPCount"], &st["freeIPCount"]),
+            (&json!(4), &json!(10), &json!(1), &json!(8))
+        );
         assert_eq!(condition(st, "Ready")["status"], "True");
     }
 
@@ -305,9 +325,11 @@ mod tests {
     #[test]
     fn of_overlapping_pools_the_older_owns_what_they_share() {
         let mut old = pool("old", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1-10.6.1.10"] }));
-        old.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()));
+        old.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()));
         let mut young = pool("young", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.8-10.6.1.20"] }));
-        young.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-02T00:00:00Z".parse().unwrap()));
+        young.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-02T00:00:00Z".parse().unwrap()));
         let w = all(&world(vec![old, young], vec![]));
         assert_eq!(condition(status_of(&w, "old"), "Overlap")["status"], "False");
         let o = condition(status_of(&w, "young"), "Overlap");
@@ -316,7 +338,8 @@ mod tests {
 
     #[test]
     fn a_field_that_nothing_acts_on_stops_the_pool_and_is_named() {
-        let p = pool("p", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1"], "podAffinity": { "matchLabels": { "a": "b" } } }));
+        let p =
+            pool("p", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1"], "podAffinity": { "matchLabels": { "a": "b" } } }));
         let w = all(&world(vec![p], vec![]));
         let c = condition(status_of(&w, "p"), "Ready");
         assert_eq!((&c["status"], &c["reason"]), (&json!("False"), &json!("FieldNotImplemented")));
@@ -327,7 +350,8 @@ mod tests {
     fn a_pool_in_use_keeps_its_finalizer_until_the_last_lease_is_gone() {
         let mut p = seed();
         p.metadata.finalizers = Some(vec![keys::FINALIZER.into()]);
-        p.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()));
+        p.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()));
         let s = world(vec![p.clone()], vec![lease("172.18.30.131", "ippool-test", true)]);
         assert!(all(&s).iter().all(|w| !matches!(w.op, Op::Patch(_))));
         let s = world(vec![p], vec![]);
@@ -353,7 +377,9 @@ mod tests {
         for w in all(&s) {
             match (w.kind, w.op) {
                 (Kind::Pool, Op::PatchStatus(v)) => p.status = Some(serde_json::from_value(v["status"].clone()).unwrap()),
-                (Kind::Pool, Op::Patch(v)) => p.metadata.finalizers = serde_json::from_value(v["metadata"]["finalizers"].clone()).unwrap(),
+                (Kind::Pool, Op::Patch(v)) => {
+                    p.metadata.finalizers = serde_json::from_value(v["metadata"]["finalizers"].clone()).unwrap()
+                }
                 (Kind::PoolMap, Op::Create(v)) => m = Some(serde_json::from_value::<PoolMap>(v).unwrap()),
                 other => panic!("{other:?}"),
             }

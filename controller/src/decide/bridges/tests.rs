@@ -129,7 +129,14 @@ impl World {
             n.spec
                 .bridges
                 .iter()
-                .map(|b| format!("{}{}{}", b.name, if b.remove { " remove" } else { "" }, b.uplink.as_ref().map(|u| format!(" {}", uplink_text(u))).unwrap_or_default()))
+                .map(|b| {
+                    format!(
+                        "{}{}{}",
+                        b.name,
+                        if b.remove { " remove" } else { "" },
+                        b.uplink.as_ref().map(|u| format!(" {}", uplink_text(u))).unwrap_or_default()
+                    )
+                })
                 .collect()
         })
     }
