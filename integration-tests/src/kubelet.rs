@@ -161,7 +161,7 @@ async fn own(client: Client, config: Config, pod: Pod, mut wanted: watch::Receiv
                 eprintln!("{name}: {e:#}");
                 warn(&client, &pod, &config.node, &format!("Failed to stop sandbox: {e:#}")).await;
                 tokio::time::sleep(Duration::from_millis(500)).await;
-                running = Some((sandbox, config.clone()));
+                running = Some((*sandbox, config.clone()));
             }
             Err(e) => eprintln!("{name}: {e:#}"),
         }
@@ -238,15 +238,15 @@ fn addresses(result: &Value) -> Vec<String> {
     list("ips").iter().filter(|ip| in_pod(ip)).filter_map(address).collect()
 }
 
-fn stop(config: &Config, mut running: Running) -> Result<(), (Running, anyhow::Error)> {
+fn stop(config: &Config, mut running: Running) -> Result<(), (Box<Running>, anyhow::Error)> {
     if let Some(mut server) = running.server.take() {
         let _ = server.kill();
         let _ = server.wait();
     }
     if let Err(e) = config.runtime.del(&running.list, &running.sandbox) {
-        return Err((running, e));
+        return Err((Box::new(running), e));
     }
-    command("ip", &["netns", "del", &running.netns]).map_err(|e| (running, e))
+    command("ip", &["netns", "del", &running.netns]).map_err(|e| (Box::new(running), e))
 }
 
 fn command(program: &str, args: &[&str]) -> Result<()> {

@@ -167,8 +167,8 @@ impl Product {
     /// The first that ended, with the end of its log.
     pub fn check(&mut self) -> Result<()> {
         let agents = self.agents.iter_mut().flatten();
-        let all = self.api.iter_mut().chain(&mut self.controller).chain(agents).chain(&mut self.rest);
-        all.map(Daemon::check).collect()
+        let mut all = self.api.iter_mut().chain(&mut self.controller).chain(agents).chain(&mut self.rest);
+        all.try_for_each(Daemon::check)
     }
 }
 

@@ -29,7 +29,11 @@ fn pods_of_a_deployment_are_spread_reach_each_other_and_leave_nothing() {
     let lab = Lab::start(&Options { exe, nodes: 2 }).unwrap();
     let mut product = Product::without(&lab).unwrap();
     let cluster = Cluster::new(&product.socket).unwrap();
-    wait_until("nodes", PATIENCE, || Ok(ensure!(cluster.list(integration_tests::cluster::NODES)?.len() == 2))).unwrap();
+    wait_until("nodes", PATIENCE, || {
+        ensure!(cluster.list(integration_tests::cluster::NODES)?.len() == 2);
+        Ok(())
+    })
+    .unwrap();
     cluster.apply_text(APP).unwrap();
     let pods =
         wait_until("pods", PATIENCE, || cluster.running("app", 4)).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.run().tails(20)));
@@ -51,11 +55,16 @@ fn pods_of_a_deployment_are_spread_reach_each_other_and_leave_nothing() {
     scale(&cluster, "app", 1).unwrap();
     wait_until("one pod", PATIENCE, || {
         let left = cluster.list(PODS)?.len();
-        Ok(ensure!(left == 1, "{left} pods are left"))
+        ensure!(left == 1, "{left} pods are left");
+        Ok(())
     })
     .unwrap();
     cluster.delete(DEPLOYMENTS, "app").unwrap();
-    wait_until("no pod", PATIENCE, || Ok(ensure!(cluster.list(PODS)?.is_empty(), "pods are left"))).unwrap();
+    wait_until("no pod", PATIENCE, || {
+        ensure!(cluster.list(PODS)?.is_empty(), "pods are left");
+        Ok(())
+    })
+    .unwrap();
     for node in &lab.nodes {
         assert_eq!(node.space.run("ip", &["netns", "list"]).unwrap(), "");
         assert_eq!(node.space.run("sh", &["-c", "ls /var/lib/cni/results"]).unwrap(), "");

@@ -27,7 +27,10 @@ impl World {
         let product = Product::start(&lab).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.run().tails(20)));
         let cluster = Cluster::new(&product.socket).unwrap();
         let world = Self { product, cluster, lab };
-        world.wait("nodes", |w| Ok(ensure!(w.cluster.list(NODES)?.len() == 2, "nodes are missing")));
+        world.wait("nodes", |w| {
+            ensure!(w.cluster.list(NODES)?.len() == 2, "nodes are missing");
+            Ok(())
+        });
         world
     }
 
@@ -51,7 +54,8 @@ impl World {
                 let object = w.cluster.get(NODES, None, node)?;
                 let network = w.cluster.get(NODE_NETWORKS, None, node)?;
                 let label = text(&object, "/metadata/labels/ready.mooring.dev~1br1");
-                Ok(ensure!(label == "true", "{node} is not ready: {}", text(&network, "/status/bridges")))
+                ensure!(label == "true", "{node} is not ready: {}", text(&network, "/status/bridges"));
+                Ok(())
             });
         }
     }
@@ -98,7 +102,10 @@ impl World {
         for pod in self.cluster.list(PODS).unwrap() {
             self.cluster.delete(PODS, &text(&pod, "/metadata/name")).unwrap();
         }
-        self.wait("no pods", |w| Ok(ensure!(w.cluster.list(PODS)?.is_empty(), "pods are left")));
+        self.wait("no pods", |w| {
+            ensure!(w.cluster.list(PODS)?.is_empty(), "pods are left");
+            Ok(())
+        });
     }
 
     /// Nothing of a pod is on the node.
@@ -125,7 +132,8 @@ fn a_bridge_made_by_hand_is_adopted_and_stays_when_the_object_goes() {
     world.cluster.delete(BRIDGES, "br1").unwrap();
     world.wait("label gone", |w| {
         let node = w.cluster.get(NODES, None, "n1")?;
-        Ok(ensure!(text(&node, "/metadata/labels/ready.mooring.dev~1br1").is_empty(), "n1 still says ready"))
+        ensure!(text(&node, "/metadata/labels/ready.mooring.dev~1br1").is_empty(), "n1 still says ready");
+        Ok(())
     });
     assert_eq!(world.vsctl(1, &["get", "bridge", "br1", "_uuid"]), uuid);
     assert_eq!(world.vsctl(1, &["list-ports", "br1"]), "eth0");
@@ -136,7 +144,10 @@ fn an_uplink_that_somebody_removes_comes_back() {
     let world = World::start();
     world.bridge(&["n1"]);
     world.vsctl(1, &["del-port", "br1", "eth0"]);
-    world.wait("eth0 is back", |w| Ok(ensure!(w.vsctl(1, &["list-ports", "br1"]) == "eth0", "no eth0")));
+    world.wait("eth0 is back", |w| {
+        ensure!(w.vsctl(1, &["list-ports", "br1"]) == "eth0", "no eth0");
+        Ok(())
+    });
 }
 
 #[test]
@@ -151,7 +162,10 @@ fn a_label_taken_away_leaves_the_bridge_until_its_pods_are_gone() {
     assert_eq!(world.vsctl(1, &["list-br"]), "br1");
     From { space: &world.lab.node(1).space, netns: Some(&world.netns(1, "a")) }.ping("172.18.0.1".parse().unwrap()).unwrap();
     world.delete_pods();
-    world.wait("br1 gone", |w| Ok(ensure!(w.vsctl(1, &["list-br"]).is_empty(), "br1 is there")));
+    world.wait("br1 gone", |w| {
+        ensure!(w.vsctl(1, &["list-br"]).is_empty(), "br1 is there");
+        Ok(())
+    });
 }
 
 #[test]
@@ -166,7 +180,10 @@ fn pods_survive_the_death_of_the_agent_and_its_next_life_cleans_up() {
     let netns = world.netns(1, "a");
     From { space: &world.lab.node(1).space, netns: Some(&netns) }.ping("172.18.0.1".parse().unwrap()).unwrap();
     world.pod("b", "n1", POOL);
-    world.wait("b is refused", |w| Ok(ensure!(w.warning("b").contains("Failed to create pod sandbox"), "no warning yet")));
+    world.wait("b is refused", |w| {
+        ensure!(w.warning("b").contains("Failed to create pod sandbox"), "no warning yet");
+        Ok(())
+    });
     world.product.start_agent(&world.lab, &world.lab.nodes[0]).unwrap();
     world.running("b");
     From { space: &world.lab.node(1).space, netns: Some(&netns) }.ping("172.18.0.1".parse().unwrap()).unwrap();
@@ -182,7 +199,8 @@ fn a_pod_that_names_no_pool_that_is_says_so_and_leaves_nothing_until_the_pool_is
     world.pod("a", "n1", POOL);
     world.wait("a warning that names the pool", |w| {
         let warning = w.warning("a");
-        Ok(ensure!(warning.contains("ippool-test"), "warning: {warning}"))
+        ensure!(warning.contains("ippool-test"), "warning: {warning}");
+        Ok(())
     });
     world.wait("bare", |w| w.bare(1));
     world.example(&["10-ippool.yaml"]);
