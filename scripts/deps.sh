@@ -11,7 +11,12 @@ case "${1:-lab}" in
     # Open vSwitch is what bridges are made of; the reference plugins are the pods' cluster network and a judge of ours;
     # the rest reads state back: no check trusts our own code for that.
     lab) packages="gcc libc6-dev openvswitch-switch containernetworking-plugins iproute2 iputils-ping ethtool tcpdump util-linux" ;;
-    *) fail "unknown set '$1': one of build, lab" ;;
+    # The API server's store, beside the lab; without Go, kube-tools.sh fetches one into a venv.
+    kube)
+        "$0" lab
+        packages="gcc libc6-dev etcd-server util-linux"
+        command -v go >/dev/null 2>&1 || packages="$packages python3-venv" ;;
+    *) fail "unknown set '$1': one of build, lab, kube" ;;
 esac
 
 command -v cargo >/dev/null 2>&1 || fail "no cargo in PATH: install a Rust toolchain, 1.95 or newer (rustup is the usual way)"
@@ -50,6 +55,28 @@ export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 apt() { apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; fail "apt-get $1 failed"; }; }
 apt update
+
+# bookworm's etcd is 3.4, which Kubernetes tests no more and which cannot serve watch-lists. trixie's 3.5 needs nothing but
+# the C library, so its package alone is taken, from the mirror that this host uses and without a change to apt's sources.
+newer_etcd() {
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | sed -n 's/ bookworm$//p' | head -n 1)
+    [ -n "$mirror" ] || return 1
+    newer=$(mktemp -d)
+    mkdir -p "$newer/lists/partial"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    echo "deb [signed-by=$keyring] $mirror trixie main" > "$newer/trixie.list"
+    # Its own lists and caches: the host's stay as they are.
+    set -- -o "Dir::Etc::SourceList=$newer/trixie.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$newer/lists" \
+        -o "Dir::Cache::pkgcache=$newer/p" -o "Dir::Cache::srcpkgcache=$newer/s" -o APT::Sandbox::User=root
+    (cd "$newer" && apt-get -qq "$@" update && apt-get -qq "$@" download etcd-server) >"$log" 2>&1 \
+        && apt install -y --no-install-recommends "$newer"/etcd-server_*.deb
+}
+case "$missing" in
+    *etcd-server*)
+        if newer_etcd; then missing=$(echo "$missing" | sed 's/ etcd-server//'); else echo "deps: no etcd of trixie to be had, taking bookworm's"; fi
+        [ -z "${newer:-}" ] || rm -rf "$newer" ;;
+esac
+[ -n "$missing" ] || { rm -f "$log"; exit 0; }
 # shellcheck disable=SC2086
 apt install -y --no-install-recommends $missing
 rm -f "$log"

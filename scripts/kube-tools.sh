@@ -43,7 +43,8 @@ export GOFLAGS="-mod=readonly ${GOFLAGS:-}"
 # Programs that say who they are must say it right: clients parse the server's version.
 stamp() {
     [ "$1" = kubernetes ] || return 0
-    version=$(sed -n 's/^require k8s.io\/kubernetes //p' "integration-tests/tools/$1/go.mod")
+    version=$(sed -n 's/^[a-z[:space:]]*k8s.io\/kubernetes \(v[0-9.]*\).*/\1/p' "integration-tests/tools/$1/go.mod")
+    [ -n "$version" ] || fail "$1/go.mod does not name k8s.io/kubernetes"
     v=k8s.io/component-base/version
     minor=${version#v*.}
     echo "-X $v.gitVersion=$version -X $v.gitMajor=1 -X $v.gitMinor=${minor%%.*} -X $v.gitTreeState=clean"
