@@ -10,6 +10,7 @@ pub mod foreign;
 pub mod meta;
 pub mod nic;
 pub mod pools;
+mod take;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;

@@ -68,12 +68,18 @@ impl<H: Host + 'static> Agent<H> {
     /// The addresses, of whichever IPAM. After an error nothing is held.
     async fn ipam<R: Runner>(&self, turn: &Turn<'_>, entry: &Entry, runner: &mut R) -> Result<Option<AddResult>, Error> {
         let request = turn.request;
-        match request.conf.ipam_type() {
-            None => Ok(None),
-            Some("spiderpool") => self.addresses_add(turn).await.map(Some),
-            Some(_) => {
-                // Noted first: whatever becomes of us, a DEL will reach the plugin.
-                self.write(entry.clone())?;
+        let Some(kind) = request.conf.ipam_type() else { return Ok(None) };
+        // Noted first: whatever becomes of us, the next start or a DEL gives back what is taken from here on.
+        self.write(entry.clone())?;
+        match kind {
+            "spiderpool" => {
+                let given = self.addresses_add(turn).await;
+                if given.is_err() {
+                    self.forget(&entry.key);
+                }
+                given.map(Some)
+            }
+            _ => {
                 let given = self.exec_ipam(request, Verb::Add, runner).await;
                 let given = given.and_then(|r| r.filter(|r| !r.ips.is_empty()).ok_or_else(|| Error::new(Error::DELEGATE, "the ipam plugin gave no address")));
                 if given.is_err() {

@@ -120,6 +120,21 @@ async fn a_caller_that_hung_up_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_made_and_nobody_heard_of_is_taken_back() {
+    use bridge_agent::cni_server::Handler;
+    let w = World::new().await;
+    w.v4("p", "10.6.1.10").await;
+    let conf = ovs(json!({"ipam":{"type":"spiderpool","default_ipv4_ippool":["p"]}}));
+    let pod = w.pod("a", json!({})).await;
+    let before = w.before("c1").await;
+    let call = w.call(Verb::Add, "c1", "eth0", conf, Some(&pod));
+    w.run(&call, &mut Hands::default()).await.unwrap();
+    w.agent.take_back(&call).await;
+    assert_eq!(w.before("c1").await, before);
+    assert!(w.agent.journal.is_empty());
+}
+
+#[tokio::test]
 async fn a_second_add_of_the_same_interface_is_refused_and_harms_nothing() {
     let w = World::new().await;
     w.v4("p", "10.6.1.10-10.6.1.20").await;
