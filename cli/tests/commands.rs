@@ -1,5 +1,7 @@
 //! The commands as a user types them, against a standalone API on a socket.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::process::Command;
 
 use kube::api::PostParams;

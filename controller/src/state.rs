@@ -180,10 +180,10 @@ impl Leases {
     }
 
     fn remove(&mut self, k: &(String, IpAddr)) {
-        if let Some(old) = self.by_address.remove(k) {
-            if let Some(set) = self.by_pool.get_mut(&old.pool) {
-                set.remove(k);
-            }
+        if let Some(old) = self.by_address.remove(k)
+            && let Some(set) = self.by_pool.get_mut(&old.pool)
+        {
+            set.remove(k);
         }
     }
 
@@ -265,6 +265,7 @@ impl State {
 
 /// One event of one watch.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "at most a queue of them exists, and each is taken apart at once")]
 pub enum Change {
     Pool(Event<SpiderIPPool>),
     Reserved(Event<SpiderReservedIP>),

@@ -1,5 +1,7 @@
 //! The whole controller against the standalone API: what users apply, and what they then read.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use api::mooring::{AddressLease, BridgePhase, BridgeState, NodeNetworkStatus};

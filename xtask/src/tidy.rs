@@ -11,8 +11,11 @@ use crate::{crds, layers, tree};
 
 type Found = anyhow::Result<Vec<String>>;
 
+/// Looks at a workspace.
+type Check = fn(&Path) -> Found;
+
 /// Name and check.
-pub const CHECKS: &[(&str, fn(&Path) -> Found)] = &[
+pub const CHECKS: &[(&str, Check)] = &[
     ("arrows point down", arrows),
     ("every source file is in a module tree", orphans),
     ("generated CRDs are current", generated),

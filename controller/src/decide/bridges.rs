@@ -211,7 +211,7 @@ fn node_marks(name: &str, on: &OnNode, bridges: &[Wanted]) -> Vec<Write> {
         let has_label = on.labels.get(&label).is_some_and(|v| v == "true");
         let offered = ready && w.bridge.spec.resource.enabled;
         let amount = on.node.status.capacity.get(&resource);
-        if offered && !amount.is_some_and(|q| quantity(q) == Some(w.bridge.spec.resource.capacity)) {
+        if offered && amount.is_none_or(|q| quantity(q) != Some(w.bridge.spec.resource.capacity)) {
             capacity.insert(resource, Value::String(w.bridge.spec.resource.capacity.to_string()));
         } else if !offered && has_label && amount.is_some() {
             capacity.insert(resource, Value::Null);
