@@ -159,11 +159,29 @@ impl<H: Host + 'static> Agent<H> {
         endpoints: Arc<Endpoints>,
         events: Events,
     ) -> Self {
-        Self { me, host, client, caches, journal, leases, endpoints, events, learned: Mutex::default(), coordinating: tokio::sync::Mutex::default(), releasing: Mutex::default(), retry: Notify::new() }
+        Self {
+            me,
+            host,
+            client,
+            caches,
+            journal,
+            leases,
+            endpoints,
+            events,
+            learned: Mutex::default(),
+            coordinating: tokio::sync::Mutex::default(),
+            releasing: Mutex::default(),
+            retry: Notify::new(),
+        }
     }
 
     /// One plugin of ours. ADD returns a result, the other verbs none.
-    pub(crate) async fn run_own<R: Runner>(&self, kind: Kind, turn: Turn<'_>, runner: &mut R) -> Result<Option<AddResult>, Error> {
+    pub(crate) async fn run_own<R: Runner>(
+        &self,
+        kind: Kind,
+        turn: Turn<'_>,
+        runner: &mut R,
+    ) -> Result<Option<AddResult>, Error> {
         match (kind, turn.request.verb) {
             (_, Verb::Version | Verb::Status) => Ok(None),
             (_, Verb::Gc) => Err(Error::new(Error::INTERNAL, "gc is no call of one attachment")),
@@ -171,10 +189,14 @@ impl<H: Host + 'static> Agent<H> {
             (Kind::Ovs | Kind::Macvlan, Verb::Del) => self.nic_del(turn, runner).await.map(|()| None),
             (Kind::Ovs | Kind::Macvlan, Verb::Check) => self.nic_check(turn, runner).await.map(|()| None),
             (Kind::Spiderpool, Verb::Add) => self.ipam_add(turn).await.map(Some),
-            (Kind::Spiderpool, Verb::Del) => self.addresses_del(&turn.request.container_id, ifname(turn.request)?.as_str()).await.map(|()| None),
+            (Kind::Spiderpool, Verb::Del) => {
+                self.addresses_del(&turn.request.container_id, ifname(turn.request)?.as_str()).await.map(|()| None)
+            }
             (Kind::Spiderpool, Verb::Check) => self.addresses_check(turn.request).map(|()| None),
             (Kind::Coordinator, Verb::Add) => self.coordinator_add(turn).await.map(Some),
-            (Kind::Coordinator, Verb::Del) => self.coordinator_del(&turn.request.container_id, ifname(turn.request)?).await.map(|()| None),
+            (Kind::Coordinator, Verb::Del) => {
+                self.coordinator_del(&turn.request.container_id, ifname(turn.request)?).await.map(|()| None)
+            }
             (Kind::Coordinator, Verb::Check) => self.coordinator_check(turn).await.map(|()| None),
             (Kind::Ifacer, Verb::Add) => self.ifacer_add(turn.request).await.map(Some),
             (Kind::Ifacer, Verb::Del | Verb::Check) => Ok(None),
@@ -222,7 +244,11 @@ impl<H: Host + 'static> Agent<H> {
                 failed.push(format!("{} {}: {error}", e.key.container_id, e.key.ifname));
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(Error::new(Error::TRY_AGAIN, "failed to take away stale attachments").with_details(failed.join("; "))) }
+        if failed.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::new(Error::TRY_AGAIN, "failed to take away stale attachments").with_details(failed.join("; ")))
+        }
     }
 
     /// Takes away what an entry stands for, as its DEL would.
@@ -263,7 +289,8 @@ impl<H: Host + 'static> Agent<H> {
         // The API server's restart takes seconds; a node that is cut off for long need not ask more often than twice a minute.
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         loop {
-            let left = self.journal.all().iter().any(|e| e.key.role == Role::Addresses && e.state == State::Deleting) || self.leases.has_doubtful();
+            let left = self.journal.all().iter().any(|e| e.key.role == Role::Addresses && e.state == State::Deleting)
+                || self.leases.has_doubtful();
             tokio::select! {
                 () = shutdown.wait() => return,
                 () = self.retry.notified(), if !left => {}
@@ -288,7 +315,9 @@ impl<H: Host + 'static> Agent<H> {
         let Some(pod) = pod else { return };
         let reason = match error.code {
             Error::INVALID_CONFIG | Error::DECODE_FAILURE if error.msg.contains("annotation") => Reason::InvalidAnnotation,
-            Error::INVALID_CONFIG | Error::TRY_AGAIN if error.msg.contains("pool") || error.msg.contains("address") => Reason::NoAddress,
+            Error::INVALID_CONFIG | Error::TRY_AGAIN if error.msg.contains("pool") || error.msg.contains("address") => {
+                Reason::NoAddress
+            }
             Error::MISSING if error.msg.contains("network") => Reason::NoNetwork,
             _ => Reason::AttachFailed,
         };
@@ -299,7 +328,8 @@ impl<H: Host + 'static> Agent<H> {
 impl<H: Host + 'static> Handler for Agent<H> {
     async fn call<R: Runner>(&self, call: &Call, netns: Option<OwnedFd>, runner: &mut R, abort: &Abort) -> Result<Value, Error> {
         let request = call.request()?;
-        let kind = Kind::of_call(&request).ok_or_else(|| Error::config(format!("type {:?}: the agent runs no such plugin", request.conf.kind)))?;
+        let kind = Kind::of_call(&request)
+            .ok_or_else(|| Error::config(format!("type {:?}: the agent runs no such plugin", request.conf.kind)))?;
         match request.verb {
             Verb::Version => return Ok(cni::version::reply(&serde_json::to_vec(&call.stdin).unwrap_or_default())),
             Verb::Status => return self.status(kind).await.map(|()| Value::Null),
@@ -307,9 +337,17 @@ impl<H: Host + 'static> Handler for Agent<H> {
             Verb::Add | Verb::Del | Verb::Check => {}
         }
         let netns = match netns {
-            Some(fd) => Some(Netns::from_fd(fd, request.netns.clone().map(PathBuf::from)).map_err(|e| Error::env(format!("CNI_NETNS: {e}")))?),
+            Some(fd) => Some(
+                Netns::from_fd(fd, request.netns.clone().map(PathBuf::from))
+                    .map_err(|e| Error::env(format!("CNI_NETNS: {e}")))?,
+            ),
             None if request.verb == Verb::Del || kind == Kind::Spiderpool => None,
-            None => return Err(Error::env(format!("CNI_NETNS {:?}: its descriptor did not come with the call", request.netns.as_deref().unwrap_or_default()))),
+            None => {
+                return Err(Error::env(format!(
+                    "CNI_NETNS {:?}: its descriptor did not come with the call",
+                    request.netns.as_deref().unwrap_or_default()
+                )));
+            }
         };
         let known = Known::default();
         let turn = Turn { request: &request, netns: netns.as_ref(), abort, known: &known };

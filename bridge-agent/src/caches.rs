@@ -200,13 +200,15 @@ impl Caches {
     /// Starts all watches. Needs a running tokio runtime.
     pub fn start(client: &Client, node: &str, shutdown: &Shutdown) -> Self {
         let any = || watcher::Config::default().any_semantic();
-        let (pods, pods_changed) = follow::<Pod>(Api::all(client.clone()), any().fields(&format!("spec.nodeName={node}")), shutdown);
+        let (pods, pods_changed) =
+            follow::<Pod>(Api::all(client.clone()), any().fields(&format!("spec.nodeName={node}")), shutdown);
         let (namespaces, _) = follow(Api::all(client.clone()), any(), shutdown);
         let (nads, _) = follow(Api::all(client.clone()), any(), shutdown);
         let (pools, _) = follow(Api::all(client.clone()), any(), shutdown);
         let (reserved, _) = follow(Api::all(client.clone()), any(), shutdown);
         let (coordinators, _) = follow(Api::all(client.clone()), any(), shutdown);
-        let (node_network, node_network_changed) = follow(Api::all(client.clone()), any().fields(&format!("metadata.name={node}")), shutdown);
+        let (node_network, node_network_changed) =
+            follow(Api::all(client.clone()), any().fields(&format!("metadata.name={node}")), shutdown);
         Self {
             client: client.clone(),
             shutdown: shutdown.clone(),

@@ -95,7 +95,13 @@ impl Runner for NoRunner {
 
 /// What a call does.
 pub trait Handler: Send + Sync + 'static {
-    fn call<R: Runner>(&self, call: &Call, netns: Option<OwnedFd>, runner: &mut R, abort: &Abort) -> impl Future<Output = Result<Value, cni::Error>> + Send;
+    fn call<R: Runner>(
+        &self,
+        call: &Call,
+        netns: Option<OwnedFd>,
+        runner: &mut R,
+        abort: &Abort,
+    ) -> impl Future<Output = Result<Value, cni::Error>> + Send;
 
     /// The call succeeded and its caller never heard of it.
     fn take_back(&self, call: &Call) -> impl Future<Output = ()> + Send;
@@ -194,7 +200,9 @@ impl<H: Handler> Shared<H> {
         let (read, mut write) = stream.into_split();
         let (call, netns) = match first.and_then(|(bytes, fd)| Ok((decode(&bytes)?, fd))) {
             Ok((ToAgent::Call(call), fd)) => (call, fd),
-            Ok((ToAgent::ExecDone(_), _)) => return send(&mut write, &failed(&cni::Error::decode("the first message is no call"))).await.unwrap_or(()),
+            Ok((ToAgent::ExecDone(_), _)) => {
+                return send(&mut write, &failed(&cni::Error::decode("the first message is no call"))).await.unwrap_or(());
+            }
             Err(e) => {
                 tracing::warn!(error = %e, "bad message from a caller");
                 return send(&mut write, &failed(&cni::Error::decode(with_causes(&e)))).await.unwrap_or(());
@@ -209,7 +217,8 @@ impl<H: Handler> Shared<H> {
             () = abort.wait() => None,
         };
         if let Some(turn) = turn {
-            let mut caller = Caller { write, answers, turns: self.turns.clone(), container: call.container_id.clone(), turn: Some(turn) };
+            let mut caller =
+                Caller { write, answers, turns: self.turns.clone(), container: call.container_id.clone(), turn: Some(turn) };
             self.carry_out(&call, netns, &mut caller, &abort).await;
         }
         listening.abort();

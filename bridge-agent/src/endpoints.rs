@@ -94,7 +94,13 @@ pub fn endpoint_of(pod: &Pod, node: &str, entries: &[Entry]) -> SpiderEndpoint {
     }
     let owner = top_owner(pod).unwrap_or_else(|| TopOwner { kind: "Pod".to_owned(), name: name.clone() });
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let by_pod = || OwnerReference { api_version: "v1".to_owned(), kind: "Pod".to_owned(), name: name.clone(), uid: uid.clone(), ..OwnerReference::default() };
+    let by_pod = || OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        name: name.clone(),
+        uid: uid.clone(),
+        ..OwnerReference::default()
+    };
     let owned_by = match pod.controller() {
         // Without `blockOwnerDeletion`, for which we would need a right on StatefulSets.
         Some(o) if o.kind == "StatefulSet" => OwnerReference { controller: None, block_owner_deletion: None, ..o.clone() },
@@ -166,7 +172,12 @@ impl Endpoints {
         for _ in 0..TRIES {
             let done = match api.get_opt(name).await.map_err(failed)? {
                 None => api.create(&PostParams::default(), endpoint).await,
-                Some(there) if there.status == endpoint.status && there.metadata.owner_references == endpoint.metadata.owner_references => return Ok(()),
+                Some(there)
+                    if there.status == endpoint.status
+                        && there.metadata.owner_references == endpoint.metadata.owner_references =>
+                {
+                    return Ok(());
+                }
                 Some(mut there) => {
                     // Labels and finalizers are other people's.
                     there.metadata.owner_references.clone_from(&endpoint.metadata.owner_references);
@@ -201,7 +212,9 @@ impl Endpoints {
                 let done = self.write_now(&endpoint).await;
                 let refused = match &done {
                     // The namespace is going, or a rule of the CRD: the same write will not succeed later.
-                    Err(EndpointError::Write(_, _, e)) => matches!(e.as_ref(), kube::Error::Api(s) if (400..500).contains(&s.code) && s.code != 429),
+                    Err(EndpointError::Write(_, _, e)) => {
+                        matches!(e.as_ref(), kube::Error::Api(s) if (400..500).contains(&s.code) && s.code != 429)
+                    }
                     _ => false,
                 };
                 if let Err(error) = &done {

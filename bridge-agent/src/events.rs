@@ -110,7 +110,14 @@ impl Events {
 fn event(said: &Said, node: &str) -> Event {
     let now = Timestamp::now();
     let pod = &said.pod;
-    let message: String = said.message.chars().scan(0, |n, c| { *n += c.len_utf8(); (*n <= MESSAGE_MAX).then_some(c) }).collect();
+    let message: String = said
+        .message
+        .chars()
+        .scan(0, |n, c| {
+            *n += c.len_utf8();
+            (*n <= MESSAGE_MAX).then_some(c)
+        })
+        .collect();
     let of = |s: &str| Some(s.to_owned()).filter(|s| !s.is_empty());
     Event {
         metadata: ObjectMeta {

@@ -157,7 +157,9 @@ impl Leases {
             Ok(Some(_)) => {}
             Ok(None) => self.unclaim(&name, container),
             // The claim stays, so that nobody adopts what `settle_doubtful` is going to delete.
-            Err(e) if e.is_doubtful() => self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name, container.clone())),
+            Err(e) if e.is_doubtful() => {
+                self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name, container.clone()))
+            }
             Err(_) => self.unclaim(&name, container),
         }
         taken
@@ -172,11 +174,13 @@ impl Leases {
         }
         // Ours and claimed by nobody: a leftover (a crash between create and journal). Taking it is as good as creating it.
         match self.get(name).await? {
-            Some(there) if there.spec.agent_id == self.agent_id && !another_identity(&there, ask) => match self.replace(ask, there).await {
-                Ok(t) => Ok(Some(t)),
-                Err(e) if matches!(code(&e), Some(409 | 404)) => Ok(None),
-                Err(e) => Err(e),
-            },
+            Some(there) if there.spec.agent_id == self.agent_id && !another_identity(&there, ask) => {
+                match self.replace(ask, there).await {
+                    Ok(t) => Ok(Some(t)),
+                    Err(e) if matches!(code(&e), Some(409 | 404)) => Ok(None),
+                    Err(e) => Err(e),
+                }
+            }
             // Also when it is gone again: the next address is as good.
             _ => Ok(None),
         }
@@ -224,13 +228,19 @@ impl Leases {
         let container = &ask.holder.container_id;
         if !self.claim(name, container) {
             // This node has it: what had it before has not been taken down yet.
-            let holder = self.get(name).await?.and_then(|l| l.spec.holder).map_or_else(|| "a pod that is being taken down".to_owned(), |h| named(&h));
+            let holder = self
+                .get(name)
+                .await?
+                .and_then(|l| l.spec.holder)
+                .map_or_else(|| "a pod that is being taken down".to_owned(), |h| named(&h));
             return Ok(Fixed::Busy { holder, node: self.node.clone() });
         }
         let outcome = self.try_claimed(ask, ip, name).await;
         match &outcome {
             Ok(Fixed::Taken(_)) => {}
-            Err(e) if e.is_doubtful() => self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), container.clone())),
+            Err(e) if e.is_doubtful() => {
+                self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), container.clone()))
+            }
             // Without waking those who wait for a release: nothing was released.
             _ => {
                 self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
@@ -241,10 +251,18 @@ impl Leases {
 
     async fn try_claimed(&self, ask: &Ask<'_>, ip: IpAddr, name: &str) -> Result<Fixed, LeaseError> {
         let there = self.get(name).await?;
-        let me = fixed::Me { node: self.node.clone(), agent_id: self.agent_id.clone(), holder: plain(ask.holder), identity: ask.identity.map(key) };
+        let me = fixed::Me {
+            node: self.node.clone(),
+            agent_id: self.agent_id.clone(),
+            holder: plain(ask.holder),
+            identity: ask.identity.map(key),
+        };
         let seen = there.as_ref().map(|l| self.seen(l));
         let lease = match fixed::decide(seen.as_ref(), &me) {
-            Decision::Create => self.request("create", name, self.api.create(&PostParams::default(), &self.lease(ask, ip, name))).await.map(|l| taken(&l, true)),
+            Decision::Create => self
+                .request("create", name, self.api.create(&PostParams::default(), &self.lease(ask, ip, name)))
+                .await
+                .map(|l| taken(&l, true)),
             Decision::Mine | Decision::Take => self.replace(ask, there.expect("a lease was decided about")).await,
             Decision::WaitFor { holder, node } => return Ok(Fixed::Busy { holder: holder.to_string(), node }),
             Decision::Recall { node } => return Ok(Fixed::Busy { holder: "nobody (a spare address)".to_owned(), node }),
@@ -271,7 +289,11 @@ impl Leases {
 
     /// Gives an address back. Not there, or somebody else's by now, counts as given back. The claim ends with success.
     pub async fn release(&self, name: &str, uid: &str, container: &str, fixed: bool) -> Result<(), LeaseError> {
-        if fixed { self.empty(name, uid, Some(container)).await? } else { self.delete(name, uid).await? }
+        if fixed {
+            self.empty(name, uid, Some(container)).await?
+        } else {
+            self.delete(name, uid).await?
+        }
         self.unclaim(name, container);
         Ok(())
     }
@@ -291,7 +313,10 @@ impl Leases {
     async fn empty(&self, name: &str, uid: &str, container: Option<&str>) -> Result<(), LeaseError> {
         for _ in 0..UPDATE_TRIES {
             let Some(mut l) = self.get(name).await? else { return Ok(()) };
-            if l.metadata.uid.as_deref() != Some(uid) || l.spec.agent_id != self.agent_id || (container.is_some() && container != l.spec.holder.as_ref().map(|h| h.container_id.as_str())) {
+            if l.metadata.uid.as_deref() != Some(uid)
+                || l.spec.agent_id != self.agent_id
+                || (container.is_some() && container != l.spec.holder.as_ref().map(|h| h.container_id.as_str()))
+            {
                 return Ok(());
             }
             l.spec.node.clear();
@@ -366,7 +391,9 @@ impl Leases {
     pub async fn drop_others(&self, identity: &Identity, keep: &[IpAddr]) -> Result<(), LeaseError> {
         let params = ListParams::default().labels(&format!("{}={}", keys::LEASE_IDENTITY, identity_label(identity))).match_any();
         let all = self.request("list", "*", self.api.list(&params)).await?;
-        let kept = |l: &AddressLease| l.spec.identity.as_ref() == Some(identity) && l.spec.agent_id.is_empty() && l.spec.holder.is_none();
+        let kept = |l: &AddressLease| {
+            l.spec.identity.as_ref() == Some(identity) && l.spec.agent_id.is_empty() && l.spec.holder.is_none()
+        };
         for l in all.items.into_iter().filter(kept) {
             if l.spec.address.parse::<IpAddr>().is_ok_and(|ip| keep.contains(&ip)) {
                 continue;
@@ -441,7 +468,12 @@ impl Leases {
         lease
     }
 
-    async fn request<T>(&self, act: &'static str, name: &str, f: impl Future<Output = Result<T, kube::Error>>) -> Result<T, LeaseError> {
+    async fn request<T>(
+        &self,
+        act: &'static str,
+        name: &str,
+        f: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, LeaseError> {
         match tokio::time::timeout(REQUEST_WAIT, f).await {
             Ok(Ok(v)) => Ok(v),
             Ok(Err(e)) => Err(LeaseError::Api { act, name: name.to_owned(), source: Box::new(e) }),
@@ -452,7 +484,10 @@ impl Leases {
 
 enum Fixed {
     Taken(Taken),
-    Busy { holder: String, node: String },
+    Busy {
+        holder: String,
+        node: String,
+    },
     /// It changed under our hands.
     Again,
 }
@@ -476,7 +511,13 @@ fn code(e: &LeaseError) -> Option<u16> {
 }
 
 fn named(h: &Holder) -> String {
-    format!("pod {}/{} ({}, container {})", h.pod_namespace, h.pod_name, h.interface, h.container_id.get(..13).unwrap_or(&h.container_id))
+    format!(
+        "pod {}/{} ({}, container {})",
+        h.pod_namespace,
+        h.pod_name,
+        h.interface,
+        h.container_id.get(..13).unwrap_or(&h.container_id)
+    )
 }
 
 fn plain(h: &Holder) -> fixed::Holder {

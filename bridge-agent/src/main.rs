@@ -11,7 +11,11 @@ const THREADS: usize = 2;
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     runtime::log::init(&args.log)?;
-    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().context("failed to start tokio")?;
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+        .context("failed to start tokio")?;
     tokio.block_on(async {
         let shutdown = Shutdown::on_signals().context("failed to listen for signals")?;
         bridge_agent::run::run(args, shutdown).await

@@ -132,7 +132,14 @@ impl<H: Host + 'static> NodeLoop<H> {
         for (name, h) in &self.held {
             failures.entry(name.clone()).or_insert_with(|| Outcome::failed("HeldAfterRollback", h.message.clone()));
         }
-        let now = status::Now { network, agent_id: &self.agent_id, plans: &plans, failures: &failures, changes: &self.changes, seen: &seen };
+        let now = status::Now {
+            network,
+            agent_id: &self.agent_id,
+            plans: &plans,
+            failures: &failures,
+            changes: &self.changes,
+            seen: &seen,
+        };
         if let Err(error) = status::write(&self.client, &self.node, &now).await {
             tracing::warn!(error = with_causes(&error), "failed to write the status of the NodeNetwork, will retry");
             settled = false;
@@ -141,7 +148,12 @@ impl<H: Host + 'static> NodeLoop<H> {
     }
 
     /// Plans and applies until nothing changes any more. Returns the last look.
-    async fn settle(&mut self, specs: &[BridgeOnNode], desired: &NodeDesired, failures: &mut BTreeMap<String, Outcome>) -> Result<Observed, String> {
+    async fn settle(
+        &mut self,
+        specs: &[BridgeOnNode],
+        desired: &NodeDesired,
+        failures: &mut BTreeMap<String, Outcome>,
+    ) -> Result<Observed, String> {
         let mut seen = self.look().await?;
         for pass in 0..PASSES {
             let mut changed = false;
@@ -197,7 +209,9 @@ impl<H: Host + 'static> NodeLoop<H> {
             return;
         }
         for b in network.status.iter().flat_map(|s| &s.bridges) {
-            let Some(spec) = network.spec.bridges.iter().find(|s| s.name == b.name && s.generation == b.generation) else { continue };
+            let Some(spec) = network.spec.bridges.iter().find(|s| s.name == b.name && s.generation == b.generation) else {
+                continue;
+            };
             if b.reason.as_deref() == Some("HeldAfterRollback") {
                 let message = b.message.clone().unwrap_or_default();
                 self.held.insert(b.name.clone(), Held { spec: spec.clone(), message });

@@ -41,7 +41,9 @@ pub struct Config {
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let client = match &args.api_socket {
         Some(path) => standalone::client::unix(path, ACCOUNT),
-        None => Client::try_default().await.context("no kubeconfig, and not in a cluster: name the socket of mooring-standalone with --api-socket")?,
+        None => Client::try_default()
+            .await
+            .context("no kubeconfig, and not in a cluster: name the socket of mooring-standalone with --api-socket")?,
     };
     let ovsdb = if args.ovsdb.is_empty() { None } else { Some(args.ovsdb.parse().context("--ovsdb")?) };
     let host = LinuxHost::new(ovsdb).await.context("failed to open the host's netlink")?;
@@ -79,7 +81,8 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
         cni_conf_dir: config.cni_conf_dir,
         primary: config.primary,
     };
-    let agent = Arc::new(Agent::new(me, host.clone(), client.clone(), caches.clone(), journal, leases, endpoints.clone(), events));
+    let agent =
+        Arc::new(Agent::new(me, host.clone(), client.clone(), caches.clone(), journal, leases, endpoints.clone(), events));
     let swept = agent.sweep().await;
     tracing::info!(?swept, "compared the journal with the host");
     // Only now: no call comes in while an earlier life is tidied up.

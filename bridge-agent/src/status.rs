@@ -135,7 +135,9 @@ fn bridge(now: &Now<'_>, spec: &BridgeOnNode) -> BridgeState {
 /// NICs of the ports that are under our care, or that the spec names.
 fn uplink(b: &OvsBridge, spec: &BridgeOnNode) -> Vec<String> {
     let named = spec.uplink.as_ref().and_then(|u| u.interface.as_deref());
-    let ours = |p: &&model::observed::OvsPort| p.external_ids.contains_key(MARK) || p.external_ids.contains_key(SET) || Some(p.name.as_str()) == named;
+    let ours = |p: &&model::observed::OvsPort| {
+        p.external_ids.contains_key(MARK) || p.external_ids.contains_key(SET) || Some(p.name.as_str()) == named
+    };
     let ports = b.ports.iter().filter(|p| p.name != b.name && !p.external_ids.contains_key(Owner::OVS_KEY)).filter(ours);
     let mut names: Vec<String> = ports.flat_map(|p| p.interfaces.iter().map(|i| i.name.clone())).collect();
     names.sort();
@@ -144,8 +146,16 @@ fn uplink(b: &OvsBridge, spec: &BridgeOnNode) -> Vec<String> {
 
 /// The node's own NICs: not pods' links, not Open vSwitch's internal ones unless they have an address.
 fn interfaces(seen: &Observed) -> Vec<InterfaceSummary> {
-    let addresses = |l: &Link| seen.host.addrs_of(&l.name).filter(|a| !a.scope_link && a.permanent).map(|a| a.addr.to_string()).take(MAX_ADDRESSES).collect::<Vec<_>>();
-    let default = |l: &Link| seen.host.routes.iter().any(|r| r.dst.is_default() && r.table == model::addr::TABLE_MAIN && r.dev == l.name);
+    let addresses = |l: &Link| {
+        seen.host
+            .addrs_of(&l.name)
+            .filter(|a| !a.scope_link && a.permanent)
+            .map(|a| a.addr.to_string())
+            .take(MAX_ADDRESSES)
+            .collect::<Vec<_>>()
+    };
+    let default =
+        |l: &Link| seen.host.routes.iter().any(|r| r.dst.is_default() && r.table == model::addr::TABLE_MAIN && r.dev == l.name);
     let bridge = |l: &Link| {
         let ovs = seen.ovs.as_ref()?;
         let (b, p) = ovs.find_interface(l.name.as_str())?;
@@ -157,7 +167,9 @@ fn interfaces(seen: &Observed) -> Vec<InterfaceSummary> {
         .iter()
         .filter(|l| l.kind != LinkKind::Loopback && l.alias.as_deref().is_none_or(|a| Owner::from_alias(a).is_none()))
         .map(|l| (l, addresses(l), bridge(l)))
-        .filter(|(l, addrs, bridge)| matches!(l.kind, LinkKind::Physical | LinkKind::Bond | LinkKind::Vlan { .. }) || !addrs.is_empty() || bridge.is_some())
+        .filter(|(l, addrs, bridge)| {
+            matches!(l.kind, LinkKind::Physical | LinkKind::Bond | LinkKind::Vlan { .. }) || !addrs.is_empty() || bridge.is_some()
+        })
         .map(|(l, addresses, bridge)| InterfaceSummary {
             name: l.name.to_string(),
             mac: l.mac.map(|m| m.to_string()),
@@ -174,16 +186,31 @@ fn interfaces(seen: &Observed) -> Vec<InterfaceSummary> {
 }
 
 fn ready(bridges: &[BridgeState], before: &[Condition], generation: Option<i64>) -> Condition {
-    let bad: Vec<&BridgeState> = bridges.iter().filter(|b| !matches!(b.phase, BridgePhase::Ready | BridgePhase::Removed)).collect();
+    let bad: Vec<&BridgeState> =
+        bridges.iter().filter(|b| !matches!(b.phase, BridgePhase::Ready | BridgePhase::Removed)).collect();
     let (status, reason, message) = match bad.first() {
-        None => ("True", "AllReady".to_owned(), format!("{} bridges are as wanted", bridges.iter().filter(|b| b.phase == BridgePhase::Ready).count())),
+        None => (
+            "True",
+            "AllReady".to_owned(),
+            format!("{} bridges are as wanted", bridges.iter().filter(|b| b.phase == BridgePhase::Ready).count()),
+        ),
         Some(b) => {
-            let text = bad.iter().map(|b| format!("{}: {}", b.name, b.message.as_deref().or(b.reason.as_deref()).unwrap_or("not ready"))).collect::<Vec<_>>();
+            let text = bad
+                .iter()
+                .map(|b| format!("{}: {}", b.name, b.message.as_deref().or(b.reason.as_deref()).unwrap_or("not ready")))
+                .collect::<Vec<_>>();
             ("False", b.reason.clone().unwrap_or_else(|| "NotReady".to_owned()), text.join("; "))
         }
     };
     let old = before.iter().find(|c| c.type_ == "Ready");
     // Changes of state only, as the API's conventions have it.
     let since = old.filter(|c| c.status == status).map_or_else(|| Time(Timestamp::now()), |c| c.last_transition_time.clone());
-    Condition { type_: "Ready".to_owned(), status: status.to_owned(), reason, message, last_transition_time: since, observed_generation: generation }
+    Condition {
+        type_: "Ready".to_owned(),
+        status: status.to_owned(),
+        reason,
+        message,
+        last_transition_time: since,
+        observed_generation: generation,
+    }
 }

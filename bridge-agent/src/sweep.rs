@@ -46,7 +46,9 @@ impl<H: Host + 'static> Agent<H> {
             swept.entries += 1;
             let (container, ifname, role) = (&entry.key.container_id, &entry.key.ifname, entry.key.role);
             match self.take_away(&entry, &mut NoRunner).await {
-                Ok(()) => tracing::info!(container, ifname, ?role, state = ?entry.state, "took away what was left of an earlier life"),
+                Ok(()) => {
+                    tracing::info!(container, ifname, ?role, state = ?entry.state, "took away what was left of an earlier life")
+                }
                 Err(error) => {
                     swept.left += 1;
                     tracing::warn!(container, ifname, ?role, %error, "something of an earlier life is left for the runtime's DEL");
@@ -61,9 +63,11 @@ impl<H: Host + 'static> Agent<H> {
     }
 
     async fn sweep_marks(&self) -> Result<usize, Error> {
-        let known: HashSet<AttachmentId> = self.journal.all().iter().map(|e| AttachmentId::of(&e.key.container_id, &e.key.ifname)).collect();
+        let known: HashSet<AttachmentId> =
+            self.journal.all().iter().map(|e| AttachmentId::of(&e.key.container_id, &e.key.ifname)).collect();
         let marked = self.host.find_marked(None).await.map_err(|e| crate::attach::nic::host_error(&e))?;
-        let strays: Vec<Marked> = marked.into_iter().filter(|m| m.owner.by == RunBy::Agent && !known.contains(&m.owner.attachment)).collect();
+        let strays: Vec<Marked> =
+            marked.into_iter().filter(|m| m.owner.by == RunBy::Agent && !known.contains(&m.owner.attachment)).collect();
         for m in &strays {
             tracing::info!(attachment = %m.owner.attachment, what = ?m.what, "nothing stands for this mark, taking it away");
         }

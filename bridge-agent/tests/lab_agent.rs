@@ -78,7 +78,18 @@ impl Lab {
         // `ip netns exec` becomes the agent: its pid is ours to kill.
         let child = Command::new("ip")
             .args(["netns", "exec", &self.node(), env!("CARGO_BIN_EXE_mooring-agent"), "--node", "n1", "--ovsdb", ""])
-            .args(["--api-socket", &at("api.sock"), "--cni-socket", &at("cni.sock"), "--state-dir", &at("state"), "--run-dir", &at("run"), "--cni-conf-dir", &at("net.d")])
+            .args([
+                "--api-socket",
+                &at("api.sock"),
+                "--cni-socket",
+                &at("cni.sock"),
+                "--state-dir",
+                &at("state"),
+                "--run-dir",
+                &at("run"),
+                "--cni-conf-dir",
+                &at("net.d"),
+            ])
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -97,7 +108,8 @@ impl Lab {
     async fn make_pod(&self, name: &str) -> String {
         let pod = json!({"apiVersion":"v1","kind":"Pod","metadata":{"name":name,"namespace":"default"},"spec":{"nodeName":"n1","containers":[{"name":"c","image":"i"}]}});
         let api: Api<Pod> = Api::namespaced(self.client.clone(), "default");
-        let made = api.create(&PostParams::default(), &serde_json::from_value(pod).expect("a pod")).await.expect("the pod is accepted");
+        let made =
+            api.create(&PostParams::default(), &serde_json::from_value(pod).expect("a pod")).await.expect("the pod is accepted");
         made.uid().expect("a made object has one")
     }
 
@@ -179,7 +191,10 @@ async fn a_nic_and_its_pair_come_and_go_on_the_real_kernel() {
     let table: Value = serde_json::from_str(&ip(&["-n", &lab.node(), "-j", "route", "show", "table", "500"])).unwrap();
     assert_eq!(format!("{}/16", table[0]["dst"].as_str().unwrap()), address);
     // The node reaches its own pod: not by the parent NIC, by the pair.
-    let ping = Command::new("ip").args(["netns", "exec", &lab.node(), "ping", "-c1", "-W2", address.split('/').next().unwrap()]).output().unwrap();
+    let ping = Command::new("ip")
+        .args(["netns", "exec", &lab.node(), "ping", "-c1", "-W2", address.split('/').next().unwrap()])
+        .output()
+        .unwrap();
     assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
     for conf in [json!({"cniVersion":"1.0.0","name":"mv","type":"coordinator"}), macvlan()] {
         lab.call("DEL", "a", &uid, conf).await.unwrap().unwrap();

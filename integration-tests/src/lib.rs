@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod demo;
 pub mod deployments;
 pub mod echo;
+pub mod kube;
 pub mod kubelet;
 pub mod lab;
 pub mod node;

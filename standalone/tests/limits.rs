@@ -1,5 +1,7 @@
 //! What only this server promises: its bounds, its guard, and what it refuses because it is small.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};

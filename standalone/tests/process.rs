@@ -1,5 +1,7 @@
 //! The program as users run it: socket, snapshot, signals, and what survives `kill -9`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

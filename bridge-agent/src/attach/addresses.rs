@@ -52,12 +52,17 @@ impl<H: Host + 'static> Agent<H> {
             }
             // An earlier ADD failed and its addresses could not be given back yet.
             if !self.release_entry(&entry).await {
-                return Err(Error::new(Error::TRY_AGAIN, format!("addresses of an earlier attempt for {current} are still being given back")));
+                return Err(Error::new(
+                    Error::TRY_AGAIN,
+                    format!("addresses of an earlier attempt for {current} are still being given back"),
+                ));
             }
         }
         self.caches.ready_for_addresses().await.map_err(|e| Error::new(Error::TRY_AGAIN, e.to_string()))?;
         let pod = self.pod_of(turn).await?;
-        let pod = pod.ok_or_else(|| Error::env("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME are missing, addresses of pools are for pods"))?;
+        let pod = pod.ok_or_else(|| {
+            Error::env("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME are missing, addresses of pools are for pods")
+        })?;
         let (pools, reserved) = (self.caches.pools(), self.caches.reserved());
         let view = View::of(pools.iter().map(AsRef::as_ref), reserved.iter().map(AsRef::as_ref));
         let reference = pod.reference();
@@ -180,7 +185,11 @@ impl<H: Host + 'static> Agent<H> {
         let mut left = Vec::new();
         for (h, done) in a.held.iter().zip(done) {
             if let Err(error) = done {
-                tracing::warn!(lease = h.lease, error = crate::cni_server::with_causes(&error), "failed to give an address back, will retry");
+                tracing::warn!(
+                    lease = h.lease,
+                    error = crate::cni_server::with_causes(&error),
+                    "failed to give an address back, will retry"
+                );
                 left.push(h.clone());
             }
         }

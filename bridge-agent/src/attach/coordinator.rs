@@ -1,8 +1,8 @@
 //! `coordinator`, chained behind a main plugin: routes, rules, neighbours and host veth of one NIC, with knowledge of the
 //! pod's others; and `ifacer`, which only asks whether a link is there. What is planned is `planner::coordinate`'s.
 
-use api::spider::{CoordinatorMode, CoordinatorSettings};
 use api::annotations;
+use api::spider::{CoordinatorMode, CoordinatorSettings};
 use cni::{AddResult, Error, Request};
 use cni_plugin::error_of;
 use model::observed::{Look, Scope};
@@ -29,7 +29,11 @@ impl<H: Host + 'static> Agent<H> {
         let request = turn.request;
         let name = ifname(request)?;
         let netns = turn.netns.ok_or_else(|| Error::env("CNI_NETNS: its descriptor did not come with the call"))?;
-        let prev = request.conf.prev_result.clone().ok_or_else(|| Error::config("prevResult is missing, the coordinator is chained behind a main plugin"))?;
+        let prev = request
+            .conf
+            .prev_result
+            .clone()
+            .ok_or_else(|| Error::config("prevResult is missing, the coordinator is chained behind a main plugin"))?;
         let key = Key::new(&request.container_id, name.as_str(), Role::Coordinator);
         if self.journal.get(&key).is_some() {
             self.coordinator_del(&request.container_id, name).await?;
@@ -40,7 +44,15 @@ impl<H: Host + 'static> Agent<H> {
         // One after the other: all pods share the host's rule, and who fails must not take away what another one counts on.
         let _alone = self.coordinating.lock().await;
         let seen = self.host.observe(Some(netns), &scope).await.map_err(|e| host_error(&e))?;
-        let input = CoordinateInput { owner, ifname: name, nic: &nic, settings: &settings, pod_nics: &nics, pod: &seen.pod, host: &seen.host };
+        let input = CoordinateInput {
+            owner,
+            ifname: name,
+            nic: &nic,
+            settings: &settings,
+            pod_nics: &nics,
+            pod: &seen.pod,
+            host: &seen.host,
+        };
         let plan = coordinate::plan(&input).map_err(|r| error_of(&r))?;
         if turn.abort.is_set() {
             return Err(hung_up());
@@ -136,9 +148,22 @@ impl<H: Host + 'static> Agent<H> {
         let scope = Scope { host: Look::All, pod: Look::All, ovs: false };
         let seen = self.host.observe(turn.netns, &scope).await.map_err(|e| host_error(&e))?;
         let owner = owner(&turn.request.container_id, name);
-        let input = CoordinateInput { owner, ifname: name, nic: &nic, settings: &settings, pod_nics: &nics, pod: &seen.pod, host: &seen.host };
+        let input = CoordinateInput {
+            owner,
+            ifname: name,
+            nic: &nic,
+            settings: &settings,
+            pod_nics: &nics,
+            pod: &seen.pod,
+            host: &seen.host,
+        };
         let plan = coordinate::plan(&input).map_err(|r| error_of(&r))?;
-        let missing: Vec<String> = plan.steps.iter().filter(|s| !matches!(s, planner::Step::SetSysctl { .. } | planner::Step::Announce { .. })).map(ToString::to_string).collect();
+        let missing: Vec<String> = plan
+            .steps
+            .iter()
+            .filter(|s| !matches!(s, planner::Step::SetSysctl { .. } | planner::Step::Announce { .. }))
+            .map(ToString::to_string)
+            .collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -154,7 +179,11 @@ impl<H: Host + 'static> Agent<H> {
         }
         let settings = self.coordinator_settings(request.conf.raw(), pod.as_deref())?;
         let nics = self.nics_of(pod.as_deref(), turn)?;
-        let nics = nics.into_iter().map(|n| IfName::new(n.name)).collect::<Result<Vec<_>, _>>().map_err(|e| Error::config(e.to_string()))?;
+        let nics = nics
+            .into_iter()
+            .map(|n| IfName::new(n.name))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| Error::config(e.to_string()))?;
         let mut nic = cni_plugin::attach::nic_of_prev(request);
         nic.has_ipam = !nic.addrs.is_empty();
         Ok((nic, settings, nics))
@@ -163,10 +192,15 @@ impl<H: Host + 'static> Agent<H> {
     /// The pod's annotation over the network's settings over the SpiderCoordinator's. One that is NotReady gives what it has.
     pub(crate) fn coordinator_settings(&self, conf: &Map<String, Value>, pod: Option<&Pod>) -> Result<Settings, Error> {
         let text = Value::Object(conf.clone());
-        let own: CoordinatorSettings = serde_json::from_value(text).map_err(|e| Error::config(format!("the coordinator's configuration: {e}")))?;
+        let own: CoordinatorSettings =
+            serde_json::from_value(text).map_err(|e| Error::config(format!("the coordinator's configuration: {e}")))?;
         let cr = self.caches.coordinator(COORDINATOR);
         let s = api::convert::coordinator(&own, cr.as_deref()).map_err(|e| Error::config(format!("coordinator: {e}")))?;
-        let named = pod.map(|p| annotations::default_route_nic(p.annotations())).transpose().map_err(|e| Error::config(format!("annotation {e}")))?.flatten();
+        let named = pod
+            .map(|p| annotations::default_route_nic(p.annotations()))
+            .transpose()
+            .map_err(|e| Error::config(format!("annotation {e}")))?
+            .flatten();
         Ok(Settings {
             mode: match s.mode {
                 CoordinatorMode::Auto => Mode::Auto,
@@ -192,7 +226,15 @@ impl<H: Host + 'static> Agent<H> {
     /// The links that an old NAD wants are made by host networking. Here they are there, or they are not.
     pub(crate) async fn ifacer_add(&self, request: &Request) -> Result<AddResult, Error> {
         let raw = request.conf.raw();
-        let strings = |key: &str| raw.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
+        let strings = |key: &str| {
+            raw.get(key)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
         let masters = strings("interfaces");
         let bond = raw.get("bond").and_then(|b| b.get("name")).and_then(Value::as_str).unwrap_or("sp_bond0");
         let base = match masters.as_slice() {
@@ -208,7 +250,9 @@ impl<H: Host + 'static> Agent<H> {
         if seen.host.link(&wanted).is_none() {
             return Err(Error::new(
                 Error::MISSING,
-                format!("interface {wanted} is not on this node: bonds and vlan devices are made by host networking, not when a pod starts"),
+                format!(
+                    "interface {wanted} is not on this node: bonds and vlan devices are made by host networking, not when a pod starts"
+                ),
             ));
         }
         Ok(request.conf.prev_result.clone().unwrap_or_default())

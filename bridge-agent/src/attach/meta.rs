@@ -54,7 +54,10 @@ impl<H: Host + 'static> Agent<H> {
         let key = Key::new(&request.container_id, first.as_str(), Role::Meta);
         if let Some(e) = self.journal.get(&key) {
             if e.state == State::Added {
-                return Err(Error::new(Error::CONFLICT, format!("the networks of {first} of this container were added already, DEL has to come first")));
+                return Err(Error::new(
+                    Error::CONFLICT,
+                    format!("the networks of {first} of this container were added already, DEL has to come first"),
+                ));
             }
             self.meta_take_away(&key, turn.netns, runner).await?;
         }
@@ -123,17 +126,26 @@ impl<H: Host + 'static> Agent<H> {
         }
     }
 
-    async fn delegate_add<R: Runner>(&self, around: &Around<'_>, d: &Delegate, known: &Known, defaults: &DefaultRoutes, runner: &mut R) -> Result<AddResult, Error> {
+    async fn delegate_add<R: Runner>(
+        &self,
+        around: &Around<'_>,
+        d: &Delegate,
+        known: &Known,
+        defaults: &DefaultRoutes,
+        runner: &mut R,
+    ) -> Result<AddResult, Error> {
         let mut prev: Option<AddResult> = None;
         for i in 0..d.list.plugins.len() {
             if around.abort.is_set() {
                 return Err(hung_up());
             }
-            let coordinator = d.list.plugins[i + 1..].iter().find(|p| p.get("type").and_then(Value::as_str) == Some("coordinator"));
+            let coordinator =
+                d.list.plugins[i + 1..].iter().find(|p| p.get("type").and_then(Value::as_str) == Some("coordinator"));
             let known = Known { coordinator: coordinator.cloned(), ..known.clone() };
             let conf = d.conf(i, prev.as_ref());
             let result = self.plugin(around, d, i, Verb::Add, conf, &known, runner).await?;
-            prev = Some(result.ok_or_else(|| Error::new(Error::DELEGATE, format!("plugin {} returned no result", d.list.kind(i))))?);
+            prev =
+                Some(result.ok_or_else(|| Error::new(Error::DELEGATE, format!("plugin {} returned no result", d.list.kind(i))))?);
         }
         let result = prev.ok_or_else(|| Error::config(format!("network {} has no plugin", d.reference)))?;
         self.move_default(around, d, defaults, &result).await
@@ -153,7 +165,9 @@ impl<H: Host + 'static> Agent<H> {
     ) -> Result<Option<AddResult>, Error> {
         let kind = d.list.kind(i);
         match Kind::of(kind) {
-            Some(Kind::Mooring) => Err(Error::config(format!("network {}: type \"mooring\" cannot be inside itself", d.reference))),
+            Some(Kind::Mooring) => {
+                Err(Error::config(format!("network {}: type \"mooring\" cannot be inside itself", d.reference)))
+            }
             Some(own) => {
                 let raw = RawCall {
                     command: verb.as_str().to_owned(),
@@ -184,7 +198,13 @@ impl<H: Host + 'static> Agent<H> {
     }
 
     /// Where an annotation says which NIC has the default route, the others lose theirs.
-    async fn move_default(&self, around: &Around<'_>, d: &Delegate, defaults: &DefaultRoutes, result: &AddResult) -> Result<AddResult, Error> {
+    async fn move_default(
+        &self,
+        around: &Around<'_>,
+        d: &Delegate,
+        defaults: &DefaultRoutes,
+        result: &AddResult,
+    ) -> Result<AddResult, Error> {
         if defaults.v4.is_none() && defaults.v6.is_none() {
             return Ok(result.clone());
         }
@@ -194,7 +214,11 @@ impl<H: Host + 'static> Agent<H> {
         for (v4, slot) in [(true, &defaults.v4), (false, &defaults.v6)] {
             let Some((winner, gw)) = slot else { continue };
             let wanted = Route::new(Cidr::default_for(*gw), Some(*gw), d.ifname.clone());
-            let mine = seen.pod.routes.iter().filter(|r| r.dst.is_default() && r.dst.is_ipv4() == v4 && r.table == TABLE_MAIN && r.dev == d.ifname);
+            let mine = seen
+                .pod
+                .routes
+                .iter()
+                .filter(|r| r.dst.is_default() && r.dst.is_ipv4() == v4 && r.table == TABLE_MAIN && r.dev == d.ifname);
             let mut there = false;
             for r in mine {
                 if *winner == d.ifname && r.gw == wanted.gw {
@@ -295,7 +319,13 @@ impl<H: Host + 'static> Agent<H> {
     }
 
     /// Plugins in reverse; each is asked whatever the one before it said.
-    async fn delegate_del<R: Runner>(&self, around: &Around<'_>, d: &Delegate, result: Option<&AddResult>, runner: &mut R) -> Result<(), Error> {
+    async fn delegate_del<R: Runner>(
+        &self,
+        around: &Around<'_>,
+        d: &Delegate,
+        result: Option<&AddResult>,
+        runner: &mut R,
+    ) -> Result<(), Error> {
         let mut failed = None;
         for i in (0..d.list.plugins.len()).rev() {
             let done = self.plugin(around, d, i, Verb::Del, d.conf(i, result), &Known::default(), runner).await;
@@ -338,7 +368,11 @@ impl<H: Host + 'static> Agent<H> {
         let conf = request.conf.raw();
         let runtime = conf.get("runtimeConfig").and_then(Value::as_object).cloned().unwrap_or_default();
         let annotation = |key: &str| pod.and_then(|p| p.annotations().get(key));
-        let chosen = annotation(cni_meta::DEFAULT_NETWORK).map(|t| Selection::parse_default_network(t)).transpose().map_err(|e| e.to_cni())?.flatten();
+        let chosen = annotation(cni_meta::DEFAULT_NETWORK)
+            .map(|t| Selection::parse_default_network(t))
+            .transpose()
+            .map_err(|e| e.to_cni())?
+            .flatten();
         let primary = match &chosen {
             Some(s) => {
                 let list = self.network(&s.namespace, &s.name, conf).await?;
@@ -378,7 +412,9 @@ impl<H: Host + 'static> Agent<H> {
             return Ok((list.name.clone(), list));
         }
         let name = conf.get("clusterNetwork").and_then(Value::as_str).map(str::to_owned).or_else(|| self.me.primary.clone());
-        let name = name.filter(|n| !n.is_empty()).ok_or_else(|| Error::config("clusterNetwork: missing, and neither delegates nor the agent's --primary name a network"))?;
+        let name = name.filter(|n| !n.is_empty()).ok_or_else(|| {
+            Error::config("clusterNetwork: missing, and neither delegates nor the agent's --primary name a network")
+        })?;
         if let Some((namespace, nad)) = name.split_once('/') {
             return Ok((name.clone(), self.network(namespace, nad, conf).await?));
         }
@@ -391,15 +427,21 @@ impl<H: Host + 'static> Agent<H> {
             Some(_) => Ok((format!("{namespace}/{name}"), self.network(namespace, &name, conf).await?)),
             None => Err(Error::new(
                 Error::MISSING,
-                format!("network {name}: no configuration of that name in {}, and no NetworkAttachmentDefinition {namespace}/{name}", self.conf_dir(conf).display()),
+                format!(
+                    "network {name}: no configuration of that name in {}, and no NetworkAttachmentDefinition {namespace}/{name}",
+                    self.conf_dir(conf).display()
+                ),
             )),
         }
     }
 
     async fn network(&self, namespace: &str, name: &str, conf: &Map<String, Value>) -> Result<NetConfList, Error> {
         let found = self.nad(namespace, name).await?;
-        let found = found.ok_or_else(|| Error::new(Error::MISSING, format!("network {namespace}/{name}: there is no such NetworkAttachmentDefinition")))?;
-        let nad = Nad { namespace: namespace.to_owned(), name: name.to_owned(), config: found.config().unwrap_or_default().to_owned() };
+        let found = found.ok_or_else(|| {
+            Error::new(Error::MISSING, format!("network {namespace}/{name}: there is no such NetworkAttachmentDefinition"))
+        })?;
+        let nad =
+            Nad { namespace: namespace.to_owned(), name: name.to_owned(), config: found.config().unwrap_or_default().to_owned() };
         if !nad.is_on_disk() {
             return nad.list(None).map_err(|e| e.to_cni());
         }
@@ -413,7 +455,9 @@ impl<H: Host + 'static> Agent<H> {
             return Ok(Some(n));
         }
         let api: Api<NetworkAttachmentDefinition> = Api::namespaced(self.client.clone(), namespace);
-        let again = |why: String| Error::new(Error::TRY_AGAIN, format!("failed to read NetworkAttachmentDefinition {namespace}/{name}: {why}"));
+        let again = |why: String| {
+            Error::new(Error::TRY_AGAIN, format!("failed to read NetworkAttachmentDefinition {namespace}/{name}: {why}"))
+        };
         match tokio::time::timeout(GET_WAIT, api.get_opt(name)).await {
             Ok(Ok(n)) => Ok(n.map(Arc::new)),
             Ok(Err(e)) => Err(again(with_causes(&e))),
@@ -427,8 +471,12 @@ impl<H: Host + 'static> Agent<H> {
 
     /// `k8s.v1.cni.cncf.io/network-status` on the pod.
     async fn write_status(&self, pod: &Pod, delegates: &[Delegate], results: &[AddResult]) {
-        let list: Vec<NetworkStatus> =
-            delegates.iter().zip(results).enumerate().map(|(i, (d, r))| NetworkStatus::of(&d.reference, &d.ifname, r, i == 0)).collect();
+        let list: Vec<NetworkStatus> = delegates
+            .iter()
+            .zip(results)
+            .enumerate()
+            .map(|(i, (d, r))| NetworkStatus::of(&d.reference, &d.ifname, r, i == 0))
+            .collect();
         let reference = pod.reference();
         // The uid makes it a patch of this pod and of no later one of its name.
         let patch = json!({ "metadata": { "uid": reference.uid, "annotations": { cni_meta::NETWORK_STATUS: cni_meta::status::annotation(&list) } } });
@@ -455,7 +503,8 @@ fn collected(failed: Vec<String>) -> Result<(), Error> {
     if failed.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Error::TRY_AGAIN, format!("failed to take away {} of the pod's networks", failed.len())).with_details(failed.join("; ")))
+    Err(Error::new(Error::TRY_AGAIN, format!("failed to take away {} of the pod's networks", failed.len()))
+        .with_details(failed.join("; ")))
 }
 
 fn nics_of(delegates: &[Delegate]) -> Vec<NicOfPod> {
@@ -468,7 +517,8 @@ fn nics_of(delegates: &[Delegate]) -> Vec<NicOfPod> {
 pub(crate) fn nics_of_pod(pod: &Pod, current: &IfName, cluster_network: Option<&str>) -> Result<Vec<NicOfPod>, MetaError> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let annotation = |key: &str| pod.annotations().get(key);
-    let selections = annotation(cni_meta::NETWORKS).map(|t| Selection::parse_networks(t, &namespace)).transpose()?.unwrap_or_default();
+    let selections =
+        annotation(cni_meta::NETWORKS).map(|t| Selection::parse_networks(t, &namespace)).transpose()?.unwrap_or_default();
     let eth0 = IfName::new("eth0").expect("a short name");
     let names = interface_names(&selections, &eth0)?;
     let first = if names.contains(current) { eth0 } else { current.clone() };

@@ -8,7 +8,7 @@ use planner::{Attach, MainPlugin, Nic, Ns, Plan, Step};
 use plumbing::{ApplyError, Host, HostError, Netns};
 
 use super::foreign::Foreign;
-use super::{Agent, Kind, Turn, call_of, one_line, del_request, hung_up, ifname, living_netns, netns_ref, without_prev};
+use super::{Agent, Kind, Turn, call_of, del_request, hung_up, ifname, living_netns, netns_ref, one_line, without_prev};
 use crate::cni_server::Runner;
 use crate::journal::{Entry, Key, Role, State, Work};
 
@@ -25,7 +25,10 @@ impl<H: Host + 'static> Agent<H> {
         let key = Key::new(&request.container_id, name.as_str(), Role::Main);
         if let Some(e) = self.journal.get(&key) {
             if e.state == State::Added {
-                return Err(Error::new(Error::CONFLICT, format!("interface {name} of this container was added already, DEL has to come first")));
+                return Err(Error::new(
+                    Error::CONFLICT,
+                    format!("interface {name} of this container was added already, DEL has to come first"),
+                ));
             }
             // An earlier ADD whose undoing was not finished.
             self.take_away(&e, runner).await?;
@@ -81,7 +84,9 @@ impl<H: Host + 'static> Agent<H> {
             }
             _ => {
                 let given = self.exec_ipam(request, Verb::Add, runner).await;
-                let given = given.and_then(|r| r.filter(|r| !r.ips.is_empty()).ok_or_else(|| Error::new(Error::DELEGATE, "the ipam plugin gave no address")));
+                let given = given.and_then(|r| {
+                    r.filter(|r| !r.ips.is_empty()).ok_or_else(|| Error::new(Error::DELEGATE, "the ipam plugin gave no address"))
+                });
                 if given.is_err() {
                     self.end_ipam(request, entry, runner).await;
                 }
@@ -90,7 +95,14 @@ impl<H: Host + 'static> Agent<H> {
         }
     }
 
-    async fn make(&self, turn: &Turn<'_>, plugin: &Plugin, netns: &Netns, entry: &mut Entry, ipam: Option<&AddResult>) -> Result<AddResult, Error> {
+    async fn make(
+        &self,
+        turn: &Turn<'_>,
+        plugin: &Plugin,
+        netns: &Netns,
+        entry: &mut Entry,
+        ipam: Option<&AddResult>,
+    ) -> Result<AddResult, Error> {
         let request = turn.request;
         let nic = ipam.map(nic_of).unwrap_or_default();
         let mut attach = attach_of(request, nic, RunBy::Agent)?;
@@ -139,7 +151,11 @@ impl<H: Host + 'static> Agent<H> {
 
     /// Lets a foreign IPAM plugin take its addresses back and strikes the entry, or keeps it for the runtime's DEL.
     async fn end_ipam<R: Runner>(&self, request: &Request, entry: &Entry, runner: &mut R) {
-        let done = if request.conf.ipam_type().is_some() { self.exec_ipam(request, Verb::Del, runner).await.map(|_| ()) } else { Ok(()) };
+        let done = if request.conf.ipam_type().is_some() {
+            self.exec_ipam(request, Verb::Del, runner).await.map(|_| ())
+        } else {
+            Ok(())
+        };
         match done {
             Ok(()) => self.forget(&entry.key),
             Err(error) => {
@@ -177,7 +193,9 @@ impl<H: Host + 'static> Agent<H> {
         let entry = self.journal.get(&key);
         // The recorded configuration is the one that it was made by; the runtime's may have been edited since.
         let recorded = match &entry {
-            Some(e @ Entry { work: Work::Main(c), .. }) => Some(del_request(e, &c.conf, &c.args, if turn.request.path.is_empty() { &c.path } else { &turn.request.path })?),
+            Some(e @ Entry { work: Work::Main(c), .. }) => {
+                Some(del_request(e, &c.conf, &c.args, if turn.request.path.is_empty() { &c.path } else { &turn.request.path })?)
+            }
             _ => None,
         };
         let request = recorded.as_ref().unwrap_or(turn.request);
@@ -189,7 +207,9 @@ impl<H: Host + 'static> Agent<H> {
             _ => None,
         };
         // Another namespace at the same path is not the one that ADD saw.
-        let same = |n: &&Netns| entry.as_ref().and_then(|e| e.netns.as_ref()).is_none_or(|noted| n.id().ino == noted.ino && n.id().dev == noted.dev);
+        let same = |n: &&Netns| {
+            entry.as_ref().and_then(|e| e.netns.as_ref()).is_none_or(|noted| n.id().ino == noted.ino && n.id().dev == noted.dev)
+        };
         let netns = turn.netns.filter(same).or(reopened.as_ref());
         let plugin = plugin_of(request)?;
         let attach = attach_of(request, Nic::default(), RunBy::Agent)?;
@@ -219,10 +239,18 @@ impl<H: Host + 'static> Agent<H> {
     /// it was being made, by these names, which were free before.
     async fn remove_unmarked(&self, plugin: &dyn MainPlugin, attach: &Attach, netns: Option<&Netns>) -> Result<(), Error> {
         let host = plugin.host_link(attach);
-        let scope = Scope { host: Look::Links(host.iter().cloned().collect()), pod: Look::Links(vec![attach.ifname.clone()]), ovs: false };
+        let scope = Scope {
+            host: Look::Links(host.iter().cloned().collect()),
+            pod: Look::Links(vec![attach.ifname.clone()]),
+            ovs: false,
+        };
         let seen = self.host.observe(netns, &scope).await.map_err(|e| host_error(&e))?;
         let ours = |l: &&Link| l.alias.is_none() && matches!(l.kind, LinkKind::Veth | LinkKind::Macvlan { .. });
-        let on_host = host.iter().filter_map(|n| seen.host.link(n)).filter(ours).map(|l| Step::DelLink { ns: Ns::Host, name: l.name.clone() });
+        let on_host = host
+            .iter()
+            .filter_map(|n| seen.host.link(n))
+            .filter(ours)
+            .map(|l| Step::DelLink { ns: Ns::Host, name: l.name.clone() });
         // A veth's end in the pod goes with the one on the host.
         let in_pod = seen.pod.link(&attach.ifname).filter(ours).filter(|l| l.kind != LinkKind::Veth);
         let in_pod = in_pod.map(|l| Step::DelLink { ns: Ns::Pod, name: l.name.clone() });
@@ -236,7 +264,8 @@ impl<H: Host + 'static> Agent<H> {
         let plugin = plugin_of(request)?;
         let mut attach = attach_of(request, cni_plugin::attach::nic_of_prev(request), RunBy::Agent)?;
         // A chained plugin may have changed it; the result says what it is.
-        let prev = request.conf.prev_result.as_ref().and_then(|r| r.pod_interface(name.as_str())).and_then(|(_, i)| i.mac.parse().ok());
+        let prev =
+            request.conf.prev_result.as_ref().and_then(|r| r.pod_interface(name.as_str())).and_then(|(_, i)| i.mac.parse().ok());
         attach.mac = prev.or(attach.mac);
         match request.conf.ipam_type() {
             None => {}

@@ -15,7 +15,10 @@ pub struct View {
 }
 
 impl View {
-    pub fn of<'a>(pools: impl IntoIterator<Item = &'a SpiderIPPool>, reserved: impl IntoIterator<Item = &'a SpiderReservedIP>) -> Self {
+    pub fn of<'a>(
+        pools: impl IntoIterator<Item = &'a SpiderIPPool>,
+        reserved: impl IntoIterator<Item = &'a SpiderReservedIP>,
+    ) -> Self {
         let mut broken = HashMap::new();
         let mut good = Vec::new();
         for p in pools {

@@ -48,7 +48,11 @@ impl<H: Host + 'static> Agent<H> {
             Some(PodPools::PerNic(list)) => {
                 sources.ippools = Some(
                     list.into_iter()
-                        .map(|n| NicEntry { interface: n.interface.map(|i| i.to_string()), names: names(n.pools), clean_gateway: n.clean_gateway })
+                        .map(|n| NicEntry {
+                            interface: n.interface.map(|i| i.to_string()),
+                            names: names(n.pools),
+                            clean_gateway: n.clean_gateway,
+                        })
                         .collect(),
                 );
             }
@@ -59,7 +63,9 @@ impl<H: Host + 'static> Agent<H> {
         if let Some(ns) = self.caches.namespace(&namespace) {
             let none = Default::default();
             let a = ns.metadata.annotations.as_ref().unwrap_or(&none);
-            if let Some(choice) = annotations::namespace_pools(a).map_err(|e| Error::config(format!("annotation of namespace {namespace}: {e}")))? {
+            if let Some(choice) =
+                annotations::namespace_pools(a).map_err(|e| Error::config(format!("annotation of namespace {namespace}: {e}")))?
+            {
                 sources.namespace = names(choice);
             }
         }
@@ -86,20 +92,33 @@ impl<H: Host + 'static> Agent<H> {
     }
 
     /// All families of one NIC. What was taken is in `held` also after an error.
-    pub(super) async fn take_nic(&self, turn: &Turn<'_>, words: &Words<'_>, nic: &NicPools, all: &[NicPools], held: &mut Vec<Held>) -> Result<(), Error> {
+    pub(super) async fn take_nic(
+        &self,
+        turn: &Turn<'_>,
+        words: &Words<'_>,
+        nic: &NicPools,
+        all: &[NicPools],
+        held: &mut Vec<Held>,
+    ) -> Result<(), Error> {
         let wanted = self.wanted(turn, words, nic, all)?;
         let pod = words.pod;
         let (namespace, name) = (words.holder.pod_namespace.as_str(), words.holder.pod_name.as_str());
         let owner = top_owner(pod);
         let controller = owner.as_ref().map(|o| Controller { kind: &o.kind, name: &o.name });
-        let identity = fixed::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty()).map(|_| identity_of(namespace, name, controller, &nic.nic));
+        let identity = fixed::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty())
+            .map(|_| identity_of(namespace, name, controller, &nic.nic));
         let holder = Holder { interface: nic.nic.clone(), ..words.holder.clone() };
         let before = match &identity {
             Some(i) if wanted.is_empty() => self.addresses_before(i, &nic.nic).await?,
             _ => Vec::new(),
         };
         if let Some(w) = wanted.iter().find(|w| !families(nic).iter().any(|(f, _)| *f == Family::of(w.ip))) {
-            return Err(Error::config(format!("address {} cannot be given: no {} pool is named for {}", w.ip, Family::of(w.ip), nic.nic)));
+            return Err(Error::config(format!(
+                "address {} cannot be given: no {} pool is named for {}",
+                w.ip,
+                Family::of(w.ip),
+                nic.nic
+            )));
         }
         for (family, pools) in families(nic) {
             if turn.abort.is_set() {
@@ -108,7 +127,8 @@ impl<H: Host + 'static> Agent<H> {
             let explicit = wanted.iter().find(|w| Family::of(w.ip) == family);
             let (pool, ip, lease) = match (explicit, &identity) {
                 (Some(w), _) => {
-                    let pool = fixed::check_request(&words.view.pools, pools, w.ip, w.prefix_len).map_err(|e| Error::config(e.to_string()))?;
+                    let pool = fixed::check_request(&words.view.pools, pools, w.ip, w.prefix_len)
+                        .map_err(|e| Error::config(e.to_string()))?;
                     let ask = Ask { pool: &pool.name, domain: &pool.domain, holder: &holder, identity: identity.as_ref() };
                     (pool, w.ip, self.fixed(turn, &ask, w.ip).await?)
                 }
@@ -157,7 +177,11 @@ impl<H: Host + 'static> Agent<H> {
         let taken = self.leases.take_fixed(ask, ip).await.map_err(|e| lease_error(&e))?;
         if turn.abort.is_set() {
             // The caller's list does not have it yet.
-            if let Err(error) = self.leases.release(&taken.name, &taken.uid, &ask.holder.container_id, ask.identity.is_some() && !taken.created).await {
+            if let Err(error) = self
+                .leases
+                .release(&taken.name, &taken.uid, &ask.holder.container_id, ask.identity.is_some() && !taken.created)
+                .await
+            {
                 tracing::warn!(lease = taken.name, %error, "failed to give an address back; the next start will");
             }
             return Err(hung_up());
@@ -195,7 +219,10 @@ impl<H: Host + 'static> Agent<H> {
                     format!("{p} ({total} addresses)")
                 });
                 let text = sizes.collect::<Vec<_>>().join(", ");
-                return Err(Error::new(Error::TRY_AGAIN, format!("no free {family} address for {}: every address is taken in pool {text}", nic.nic)));
+                return Err(Error::new(
+                    Error::TRY_AGAIN,
+                    format!("no free {family} address for {}: every address is taken in pool {text}", nic.nic),
+                ));
             }
             tokio::select! {
                 () = tokio::time::sleep(FULL_TICK) => {}
@@ -204,7 +231,13 @@ impl<H: Host + 'static> Agent<H> {
         }
     }
 
-    async fn take_from(&self, turn: &Turn<'_>, words: &Words<'_>, pool: &Pool, ask: &Ask<'_>) -> Result<Option<(IpAddr, Taken)>, Error> {
+    async fn take_from(
+        &self,
+        turn: &Turn<'_>,
+        words: &Words<'_>,
+        pool: &Pool,
+        ask: &Ask<'_>,
+    ) -> Result<Option<(IpAddr, Taken)>, Error> {
         let Some(allocatable) = words.view.pools.allocatable(&pool.name) else { return Ok(None) };
         let map = self.caches.pool_map(&pool.name).await;
         let free = map.as_deref().map(window);
@@ -216,7 +249,9 @@ impl<H: Host + 'static> Agent<H> {
         }
         // No map, or one that knows of nothing free: one chunk's leases, listed from the API server's cache.
         let chunks: Vec<IpAddr> = allocatable.chunks().take(ipam::window::MAX_CHUNKS).collect();
-        let Some(base) = (!chunks.is_empty()).then(|| chunks[usize::try_from(random() % chunks.len() as u64).expect("few chunks")]) else {
+        let Some(base) =
+            (!chunks.is_empty()).then(|| chunks[usize::try_from(random() % chunks.len() as u64).expect("few chunks")])
+        else {
             return Ok(None);
         };
         let leased = self.leases.of_chunk(&pool.domain, base).await.map_err(|e| lease_error(&e))?;
@@ -290,7 +325,10 @@ impl<H: Host + 'static> Agent<H> {
             let others = self.journal.of_container(&turn.request.container_id);
             let others = others.iter().any(|e| e.key.role == Role::Addresses && e.key.ifname != nic.nic);
             if list.iter().any(|n| n.interface.is_none()) && (all.len() > 1 || others) {
-                return Err(Error::config(format!("annotation {}: the pod has several NICs with addresses of pools, so each entry has to name its interface", api::keys::IPS)));
+                return Err(Error::config(format!(
+                    "annotation {}: the pod has several NICs with addresses of pools, so each entry has to name its interface",
+                    api::keys::IPS
+                )));
             }
             let mine = list.into_iter().find(|n| n.interface.as_ref().is_none_or(|i| i.as_str() == nic.nic));
             if let Some(m) = mine {
@@ -312,8 +350,13 @@ impl<H: Host + 'static> Agent<H> {
         for item in items {
             let text = item.as_str().unwrap_or_default();
             let (ip, len) = text.split_once('/').map_or((text, None), |(ip, len)| (ip, Some(len)));
-            let parsed = ip.parse().ok().and_then(|ip| Some(WantedIp { ip, prefix_len: len.map(|l| l.parse().ok()).map_or(Some(None), |l| l.map(Some))? }));
-            out.push(parsed.ok_or_else(|| Error::config(format!("ips {item}: must be an address, with or without a prefix length")))?);
+            let parsed = ip.parse().ok().and_then(|ip| {
+                Some(WantedIp { ip, prefix_len: len.map(|l| l.parse().ok()).map_or(Some(None), |l| l.map(Some))? })
+            });
+            out.push(
+                parsed
+                    .ok_or_else(|| Error::config(format!("ips {item}: must be an address, with or without a prefix length")))?,
+            );
         }
         let ips: Vec<IpAddr> = out.iter().map(|w| w.ip).collect();
         fixed::one_of_each_family(&ips).map_err(|e| Error::config(e.to_string()))?;
@@ -350,7 +393,9 @@ fn conf_pools(request: &Request) -> Result<FamilyNames, Error> {
         match v {
             Value::Null => Ok(None),
             Value::Array(a) => {
-                let one = |v: &Value| v.as_str().map(str::to_owned).ok_or_else(|| Error::config(format!("ipam.{key} {v}: must be a pool's name")));
+                let one = |v: &Value| {
+                    v.as_str().map(str::to_owned).ok_or_else(|| Error::config(format!("ipam.{key} {v}: must be a pool's name")))
+                };
                 let names = a.iter().map(one).collect::<Result<Vec<_>, _>>()?;
                 Ok(Some(names).filter(|n| !n.is_empty()))
             }

@@ -57,7 +57,8 @@ async fn refused_annotations_say_what_is_wrong_and_take_nothing() {
         assert!(w.agent.journal.is_empty());
     }
     let events: Api<Event> = Api::namespaced(w.client.clone(), "default");
-    w.until_async("the events are written", || async { events.list(&ListParams::default()).await.unwrap().items.len() >= 10 }).await;
+    w.until_async("the events are written", || async { events.list(&ListParams::default()).await.unwrap().items.len() >= 10 })
+        .await;
     let all = events.list(&ListParams::default()).await.unwrap().items;
     let of = |pod: &str| all.iter().find(|e| e.involved_object.name.as_deref() == Some(pod)).unwrap();
     assert!(of("bad-2").message.as_deref().unwrap().contains("off: spec.disable is set"));
@@ -79,7 +80,10 @@ async fn a_pod_that_is_not_the_runtimes_or_has_ended_gets_nothing() {
     let right = pod.uid.clone();
     pod.uid = "another".into();
     let e = w.add("c1", "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap_err();
-    assert_eq!((e.code, e.msg), (Error::CONFLICT, format!("pod default/a has uid {right}, the runtime asks for another: it was made anew meanwhile")));
+    assert_eq!(
+        (e.code, e.msg),
+        (Error::CONFLICT, format!("pod default/a has uid {right}, the runtime asks for another: it was made anew meanwhile"))
+    );
     pod.name = "nobody".into();
     let e = w.add("c1", "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap_err();
     assert_eq!((e.code, e.msg.as_str()), (Error::TRY_AGAIN, "pod default/nobody is not there"));
@@ -87,7 +91,10 @@ async fn a_pod_that_is_not_the_runtimes_or_has_ended_gets_nothing() {
     api.delete("a", &Default::default()).await.unwrap();
     pod.name = "a".into();
     pod.uid = right;
-    w.until("the deletion is seen", || w.agent.caches.pod_now("default", "a").is_some_and(|p| p.metadata.deletion_timestamp.is_some())).await;
+    w.until("the deletion is seen", || {
+        w.agent.caches.pod_now("default", "a").is_some_and(|p| p.metadata.deletion_timestamp.is_some())
+    })
+    .await;
     let e = w.add("c1", "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap_err();
     assert_eq!((e.code, e.msg.as_str()), (Error::CONFLICT, "pod default/a is being deleted"));
     assert!(w.leases().await.is_empty());
@@ -105,7 +112,10 @@ async fn the_last_free_address_is_found_without_a_map_and_a_full_pool_says_so() 
     assert_eq!(result["ips"][0]["address"], "10.6.1.13/16");
     let b = w.pod("b", v4("p")).await;
     let e = w.add("c2", "eth0", &macvlan(json!({})), Some(&b)).await.unwrap_err();
-    assert_eq!((e.code, e.msg.as_str()), (Error::TRY_AGAIN, "no free IPv4 address for eth0: every address is taken in pool p (4 addresses)"));
+    assert_eq!(
+        (e.code, e.msg.as_str()),
+        (Error::TRY_AGAIN, "no free IPv4 address for eth0: every address is taken in pool p (4 addresses)")
+    );
 }
 
 #[tokio::test]
@@ -179,7 +189,10 @@ async fn ippools_takes_the_addresses_of_all_nics_or_none() {
     let net1 = w.add("c1", "net1", &macvlan(json!({"name":"x"})), Some(&a)).await.unwrap();
     assert_eq!(net1["ips"][0]["address"], "10.6.2.10/16");
     assert!(net1["ips"][0].get("gateway").is_none() && net1.get("routes").is_none(), "{net1}");
-    w.until_async("the endpoint has both", || async { w.endpoint("a").await.is_some_and(|e| e.status.unwrap().current.ips.len() == 2) }).await;
+    w.until_async("the endpoint has both", || async {
+        w.endpoint("a").await.is_some_and(|e| e.status.unwrap().current.ips.len() == 2)
+    })
+    .await;
     w.del("c1", "net1", &conf, Some(&a)).await.unwrap();
     w.del("c1", "eth0", &conf, Some(&a)).await.unwrap();
     assert!(w.leases().await.is_empty());
@@ -197,7 +210,8 @@ async fn addresses_taken_for_a_nic_that_never_came_go_with_the_first() {
     let w = World::new().await;
     w.v4("one", "10.6.1.10").await;
     w.v4("two", "10.6.2.10").await;
-    let annotations = json!({"k8s.v1.cni.cncf.io/networks":"default/x","ipam.spidernet.io/ippools":r#"[{"ipv4":["one"]},{"ipv4":["two"]}]"#});
+    let annotations =
+        json!({"k8s.v1.cni.cncf.io/networks":"default/x","ipam.spidernet.io/ippools":r#"[{"ipv4":["one"]},{"ipv4":["two"]}]"#});
     let a = w.pod("a", annotations).await;
     w.add("c1", "eth0", &macvlan(json!({})), Some(&a)).await.unwrap();
     assert_eq!(w.leases().await.len(), 2);
@@ -349,7 +363,10 @@ async fn addresses_asked_for_by_name_are_given_to_one_at_a_time() {
     let two = w.pod("two", two).await;
     w.add("c9", "eth0", &conf, Some(&two)).await.unwrap();
     let e = w.add("c9", "net1", &conf, Some(&two)).await.unwrap_err();
-    assert_eq!(e.msg, "annotation mooring.dev/ips: the pod has several NICs with addresses of pools, so each entry has to name its interface");
+    assert_eq!(
+        e.msg,
+        "annotation mooring.dev/ips: the pod has several NICs with addresses of pools, so each entry has to name its interface"
+    );
     // `ips` of the networks annotation comes as runtimeConfig.
     let c = w.pod("c", v4("p")).await;
     let conf = macvlan(json!({"capabilities":{"ips":true},"runtimeConfig":{"ips":["10.6.1.98/16"]}}));
@@ -400,7 +417,10 @@ async fn our_ipam_serves_a_foreign_main_plugin() {
     let a = w.pod("a", v4("p")).await;
     let conf = json!({"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{"type":"spiderpool"}});
     let result = w.add("c1", "eth0", &conf, Some(&a)).await.unwrap();
-    assert_eq!(result, json!({"cniVersion":"1.0.0","ips":[{"address":"10.6.1.10/16","gateway":"10.6.0.1"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.6.0.1"}]}));
+    assert_eq!(
+        result,
+        json!({"cniVersion":"1.0.0","ips":[{"address":"10.6.1.10/16","gateway":"10.6.0.1"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.6.0.1"}]})
+    );
     // The same NIC asks again: the same answer.
     assert_eq!(w.add("c1", "eth0", &conf, Some(&a)).await.unwrap(), result);
     w.check("c1", "eth0", &conf, &result, Some(&a)).await.unwrap();

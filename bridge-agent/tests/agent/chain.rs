@@ -120,6 +120,9 @@ async fn ifacer_passes_on_where_the_link_is_there_and_says_who_makes_it_where_no
     let e = w.add("c1", "net1", &with(conf, json!({"vlanID":100})), None).await.unwrap_err();
     assert_eq!(
         (e.code, e.msg.as_str()),
-        (Error::MISSING, "interface ens192.100 is not on this node: bonds and vlan devices are made by host networking, not when a pod starts")
+        (
+            Error::MISSING,
+            "interface ens192.100 is not on this node: bonds and vlan devices are made by host networking, not when a pod starts"
+        )
     );
 }

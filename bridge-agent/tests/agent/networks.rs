@@ -41,15 +41,36 @@ async fn all_networks_are_added_in_order_told_on_the_pod_and_taken_away_in_rever
     let api: Api<Pod> = Api::namespaced(w.client.clone(), "default");
     let annotations = api.get("a").await.unwrap().metadata.annotations.unwrap();
     let status: Value = serde_json::from_str(&annotations["k8s.v1.cni.cncf.io/network-status"]).unwrap();
-    assert_eq!((&status[0]["name"], &status[0]["default"], &status[0]["ips"][0]), (&json!("cluster"), &json!(true), &json!("10.244.1.5")));
+    assert_eq!(
+        (&status[0]["name"], &status[0]["default"], &status[0]["ips"][0]),
+        (&json!("cluster"), &json!(true), &json!("10.244.1.5"))
+    );
     assert_eq!((&status[1]["name"], &status[1]["interface"]), (&json!("kube-system/mv"), &json!("net1")));
     let lease = w.leases().await.pop().unwrap();
     assert_eq!(lease.spec.holder.unwrap().interface, "net1");
 
-    w.run(&w.call(Verb::Check, "c1", "eth0", { let mut c = mooring(); c["prevResult"] = ptp(); c }, Some(&pod)), &mut hands).await.unwrap();
+    w.run(
+        &w.call(
+            Verb::Check,
+            "c1",
+            "eth0",
+            {
+                let mut c = mooring();
+                c["prevResult"] = ptp();
+                c
+            },
+            Some(&pod),
+        ),
+        &mut hands,
+    )
+    .await
+    .unwrap();
 
     // The NAD is gone, the pod too: DEL goes by what was noted.
-    Api::<api::NetworkAttachmentDefinition>::namespaced(w.client.clone(), "kube-system").delete("mv", &Default::default()).await.unwrap();
+    Api::<api::NetworkAttachmentDefinition>::namespaced(w.client.clone(), "kube-system")
+        .delete("mv", &Default::default())
+        .await
+        .unwrap();
     w.delete_pod("a").await;
     hands.executed.clear();
     w.run(&w.call(Verb::Del, "c1", "eth0", mooring(), Some(&pod)), &mut hands).await.unwrap();
@@ -99,9 +120,21 @@ async fn the_pods_default_network_takes_the_place_of_the_clusters() {
 async fn networks_that_are_not_there_are_named() {
     let w = world().await;
     for (i, (annotations, code, message)) in [
-        (json!({"k8s.v1.cni.cncf.io/networks":"kube-system/nope"}), Error::MISSING, "network kube-system/nope: there is no such NetworkAttachmentDefinition"),
-        (json!({"v1.multus-cni.io/default-network":"nope"}), Error::MISSING, "network kube-system/nope: there is no such NetworkAttachmentDefinition"),
-        (json!({"k8s.v1.cni.cncf.io/networks":"[{\"name\":"}), Error::INVALID_CONFIG, "annotation k8s.v1.cni.cncf.io/networks: is not valid JSON: EOF while parsing a value at line 1 column 9"),
+        (
+            json!({"k8s.v1.cni.cncf.io/networks":"kube-system/nope"}),
+            Error::MISSING,
+            "network kube-system/nope: there is no such NetworkAttachmentDefinition",
+        ),
+        (
+            json!({"v1.multus-cni.io/default-network":"nope"}),
+            Error::MISSING,
+            "network kube-system/nope: there is no such NetworkAttachmentDefinition",
+        ),
+        (
+            json!({"k8s.v1.cni.cncf.io/networks":"[{\"name\":"}),
+            Error::INVALID_CONFIG,
+            "annotation k8s.v1.cni.cncf.io/networks: is not valid JSON: EOF while parsing a value at line 1 column 9",
+        ),
     ]
     .into_iter()
     .enumerate()

@@ -27,7 +27,8 @@ async fn an_ovs_nic_gets_an_address_a_port_and_its_papers_and_loses_them_all() {
     assert_eq!(result["ips"][0]["gateway"], "10.6.0.1");
     assert_eq!(result["interfaces"].as_array().unwrap().len(), 2);
     assert_eq!(result["interfaces"][1]["name"], "eth0");
-    let port = w.host.ovs().unwrap().bridges[0].ports.iter().find(|p| p.external_ids.contains_key(Owner::OVS_KEY)).cloned().unwrap();
+    let port =
+        w.host.ovs().unwrap().bridges[0].ports.iter().find(|p| p.external_ids.contains_key(Owner::OVS_KEY)).cloned().unwrap();
     assert_eq!(port.tag, Some(100));
 
     w.until_async("the endpoint is written", || async { w.endpoint("a").await.is_some() }).await;
@@ -192,7 +193,8 @@ async fn a_layer_two_nic_needs_neither_pool_nor_pod() {
 async fn a_foreign_ipam_is_executed_by_the_caller_and_gets_its_address_back_after_a_failure() {
     let w = World::new().await;
     let conf = ovs(json!({"ipam":{"type":"host-local","subnet":"10.9.0.0/24"}}));
-    let given = json!({"cniVersion":"1.0.0","ips":[{"address":"10.9.0.5/24","gateway":"10.9.0.1"}],"routes":[{"dst":"0.0.0.0/0"}]});
+    let given =
+        json!({"cniVersion":"1.0.0","ips":[{"address":"10.9.0.5/24","gateway":"10.9.0.1"}],"routes":[{"dst":"0.0.0.0/0"}]});
     let add = w.call(Verb::Add, "c1", "eth0", conf.clone(), None);
     let mut hands = Hands::default().with("host-local", Ok(given.clone()));
     let before = w.before("c1").await;

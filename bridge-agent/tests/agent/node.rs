@@ -22,7 +22,8 @@ impl Node {
     async fn new(bridges: Value) -> Self {
         let w = World::new().await;
         let api: Api<NodeNetwork> = Api::all(w.client.clone());
-        let n = json!({"apiVersion":"mooring.dev/v1alpha1","kind":"NodeNetwork","metadata":{"name":NODE},"spec":{"bridges":bridges}});
+        let n =
+            json!({"apiVersion":"mooring.dev/v1alpha1","kind":"NodeNetwork","metadata":{"name":NODE},"spec":{"bridges":bridges}});
         api.create(&PostParams::default(), &serde_json::from_value(n).unwrap()).await.unwrap();
         let node = Self::fresh(&w);
         Self { w, api, node }
@@ -64,7 +65,9 @@ async fn a_bridge_is_made_told_kept_and_taken_back() {
     assert_eq!(n.api.get(NODE).await.unwrap().metadata.resource_version, version, "nothing changed, nothing is written");
 
     // Drift: somebody took the uplink out.
-    n.w.host.edit_host(|_, ovs| ovs.as_mut().unwrap().bridges.iter_mut().filter(|b| b.name == "br2").for_each(|b| b.ports.retain(|p| p.name != "ens192")));
+    n.w.host.edit_host(|_, ovs| {
+        ovs.as_mut().unwrap().bridges.iter_mut().filter(|b| b.name == "br2").for_each(|b| b.ports.retain(|p| p.name != "ens192"))
+    });
     assert_eq!(n.round().await[0].phase, BridgePhase::Ready);
     assert!(n.w.host.ovs().unwrap().bridge("br2").unwrap().port("ens192").is_some());
 

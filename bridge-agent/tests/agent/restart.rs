@@ -34,7 +34,8 @@ async fn what_was_begun_is_undone_what_lives_stays_and_what_died_goes() {
     assert_eq!((swept.left, swept.marks), (0, 0));
     let left: Vec<String> = w.agent.journal.all().into_iter().map(|e| e.key.container_id).collect();
     assert_eq!(left, ["lives", "lives"]);
-    let ports = |w: &World| w.host.ovs().unwrap().bridges[0].ports.iter().filter(|p| p.external_ids.contains_key(Owner::OVS_KEY)).count();
+    let ports =
+        |w: &World| w.host.ovs().unwrap().bridges[0].ports.iter().filter(|p| p.external_ids.contains_key(Owner::OVS_KEY)).count();
     assert_eq!((ports(&w), w.leases().await.len()), (1, 1));
     assert_eq!(w.leases().await[0].spec.holder.as_ref().unwrap().container_id, "lives");
     w.del("lives", "eth0", &conf, Some(&pod)).await.unwrap();
@@ -51,7 +52,11 @@ async fn a_link_that_was_born_and_not_yet_marked_is_found_by_the_journal() {
         // As the kernel has it between the birth and the mark, and Open vSwitch not at all.
         w.host.edit_host(|h, ovs| {
             h.links.iter_mut().for_each(|l| l.alias = None);
-            ovs.as_mut().unwrap().bridges.iter_mut().for_each(|b| b.ports.retain(|p| !p.external_ids.contains_key(Owner::OVS_KEY)));
+            ovs.as_mut()
+                .unwrap()
+                .bridges
+                .iter_mut()
+                .for_each(|b| b.ports.retain(|p| !p.external_ids.contains_key(Owner::OVS_KEY)));
         });
         w.host.edit_pod(&w.netns(container).to_string_lossy(), |p| p.links.iter_mut().for_each(|l| l.alias = None));
         for mut e in w.agent.journal.of_container(container) {
@@ -88,7 +93,8 @@ async fn marks_that_nothing_stands_for_go_unless_a_plugin_made_them_alone() {
     let w = w.restart().await;
     let swept = w.agent.sweep().await;
     assert_eq!(swept.marks, 2, "a port and its link");
-    let left: Vec<String> = w.host.ovs().unwrap().bridges[0].ports.iter().filter_map(|p| p.external_ids.get(Owner::OVS_KEY).cloned()).collect();
+    let left: Vec<String> =
+        w.host.ovs().unwrap().bridges[0].ports.iter().filter_map(|p| p.external_ids.get(Owner::OVS_KEY).cloned()).collect();
     assert_eq!(left, [alone.attachment.to_string()]);
 }
 

@@ -11,8 +11,8 @@ use cni::request::{RawCall, Request};
 use cni::shim::{Timeouts, forward};
 use cni::wire::{Call, Reply, ToAgent, ToClient, decode, encode};
 use cni::{Error, Verb};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use runtime::Shutdown;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 
 use crate::world::{World, ovs};
@@ -163,7 +163,13 @@ async fn nonsense_is_answered_or_dropped_and_the_next_caller_is_served() {
         .unwrap();
     }
     // A call without a descriptor, and one whose environment is wrong.
-    let raw = RawCall { command: "ADD".into(), container_id: "c1".into(), netns: "/nowhere".into(), ifname: "eth0".into(), ..RawCall::default() };
+    let raw = RawCall {
+        command: "ADD".into(),
+        container_id: "c1".into(),
+        netns: "/nowhere".into(),
+        ifname: "eth0".into(),
+        ..RawCall::default()
+    };
     let conf = ovs(json!({"ipam":null}));
     let call = |raw: &RawCall| Call {
         version: 1,
@@ -177,7 +183,10 @@ async fn nonsense_is_answered_or_dropped_and_the_next_caller_is_served() {
     };
     for (raw, message) in [
         (raw.clone(), "CNI_NETNS \"/nowhere\": its descriptor did not come with the call"),
-        (RawCall { ifname: "a-name-that-is-too-long".into(), ..raw }, "CNI_IFNAME: interface name \"a-name-that-is-too-long\" has 23 bytes, at most 15 are allowed"),
+        (
+            RawCall { ifname: "a-name-that-is-too-long".into(), ..raw },
+            "CNI_IFNAME: interface name \"a-name-that-is-too-long\" has 23 bytes, at most 15 are allowed",
+        ),
     ] {
         let (p, c) = (path.clone(), call(&raw));
         let reply = tokio::task::spawn_blocking(move || {

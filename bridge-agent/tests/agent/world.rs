@@ -57,7 +57,8 @@ impl World {
 
     pub async fn with_client(server: standalone::Server, client: Client) -> Self {
         let mac = |n| MacAddr::from_bytes([0x52, 0x54, 0, 0, 0, n]);
-        let host = FakeHost::new().with_nic("ens192", mac(1)).with_nic("ens224", mac(2)).with_ovs().with_bridge("br1", &["ens224"]);
+        let host =
+            FakeHost::new().with_nic("ens192", mac(1)).with_nic("ens224", mac(2)).with_ovs().with_bridge("br1", &["ens224"]);
         let dir = Arc::new(tempfile::tempdir().unwrap());
         std::fs::create_dir(dir.path().join("netns")).unwrap();
         std::fs::create_dir(dir.path().join("net.d")).unwrap();
@@ -84,7 +85,16 @@ impl World {
             cni_conf_dir: dir.path().join("net.d"),
             primary: Some("cluster".into()),
         };
-        let agent = Arc::new(Agent::new(me, Arc::new(host.clone()), client.clone(), caches, Arc::new(journal), leases, endpoints.clone(), events));
+        let agent = Arc::new(Agent::new(
+            me,
+            Arc::new(host.clone()),
+            client.clone(),
+            caches,
+            Arc::new(journal),
+            leases,
+            endpoints.clone(),
+            events,
+        ));
         {
             let (a, s) = (agent.clone(), shutdown.clone());
             tokio::spawn(async move { a.retry_releases(s).await });
@@ -102,7 +112,9 @@ impl World {
 
     pub async fn pool(&self, name: &str, spec: Value) {
         let api: Api<SpiderIPPool> = Api::all(self.client.clone());
-        let pool = serde_json::from_value(json!({"apiVersion":"spiderpool.spidernet.io/v2beta1","kind":"SpiderIPPool","metadata":{"name":name},"spec":spec}));
+        let pool = serde_json::from_value(
+            json!({"apiVersion":"spiderpool.spidernet.io/v2beta1","kind":"SpiderIPPool","metadata":{"name":name},"spec":spec}),
+        );
         api.create(&PostParams::default(), &pool.unwrap()).await.unwrap();
         self.until("the pool is seen", || self.agent.caches.pools().iter().any(|p| p.name_any() == name)).await;
     }
@@ -130,9 +142,13 @@ impl World {
     }
 
     pub async fn nad(&self, namespace: &str, name: &str, config: Value) {
-        let mut nad = NetworkAttachmentDefinition::new(name, NetworkAttachmentDefinitionSpec { config: Some(config.to_string()) });
+        let mut nad =
+            NetworkAttachmentDefinition::new(name, NetworkAttachmentDefinitionSpec { config: Some(config.to_string()) });
         nad.metadata.namespace = Some(namespace.into());
-        Api::<NetworkAttachmentDefinition>::namespaced(self.client.clone(), namespace).create(&PostParams::default(), &nad).await.unwrap();
+        Api::<NetworkAttachmentDefinition>::namespaced(self.client.clone(), namespace)
+            .create(&PostParams::default(), &nad)
+            .await
+            .unwrap();
     }
 
     pub async fn pod(&self, name: &str, annotations: Value) -> PodRef {
@@ -171,7 +187,8 @@ impl World {
     }
 
     pub fn call(&self, verb: Verb, container: &str, ifname: &str, conf: Value, pod: Option<&PodRef>) -> Call {
-        let args = pod.map(|p| format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}", p.namespace, p.name, p.uid));
+        let args = pod
+            .map(|p| format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}", p.namespace, p.name, p.uid));
         Call {
             version: PROTOCOL,
             verb,
@@ -201,7 +218,14 @@ impl World {
         self.run(&self.call(Verb::Del, container, ifname, conf.clone(), pod), &mut Hands::default()).await
     }
 
-    pub async fn check(&self, container: &str, ifname: &str, conf: &Value, prev: &Value, pod: Option<&PodRef>) -> Result<Value, cni::Error> {
+    pub async fn check(
+        &self,
+        container: &str,
+        ifname: &str,
+        conf: &Value,
+        prev: &Value,
+        pod: Option<&PodRef>,
+    ) -> Result<Value, cni::Error> {
         let mut conf = conf.clone();
         conf["prevResult"] = prev.clone();
         self.run(&self.call(Verb::Check, container, ifname, conf, pod), &mut Hands::default()).await
@@ -226,7 +250,10 @@ impl World {
         }
         let lease = json!({"apiVersion":"mooring.dev/v1alpha1","kind":"AddressLease",
             "metadata":{"name":name,"labels":{"mooring.dev/chunk":api::mooring::chunk_label(ip),"mooring.dev/pool":pool,"mooring.dev/node":all["node"]}},"spec":all});
-        Api::<AddressLease>::all(self.client.clone()).create(&PostParams::default(), &serde_json::from_value(lease).unwrap()).await.unwrap();
+        Api::<AddressLease>::all(self.client.clone())
+            .create(&PostParams::default(), &serde_json::from_value(lease).unwrap())
+            .await
+            .unwrap();
     }
 
     pub async fn endpoint(&self, name: &str) -> Option<SpiderEndpoint> {
@@ -235,7 +262,12 @@ impl World {
 
     pub async fn before(&self, container: &str) -> Before {
         let leases = self.leases().await.iter().map(ResourceExt::name_any).collect();
-        Before { host: self.host.host(), pod: self.host.pod(&self.netns(container).to_string_lossy()), ovs: self.host.ovs(), leases }
+        Before {
+            host: self.host.host(),
+            pod: self.host.pod(&self.netns(container).to_string_lossy()),
+            ovs: self.host.ovs(),
+            leases,
+        }
     }
 
     pub async fn until(&self, what: &str, done: impl Fn() -> bool) {
@@ -282,7 +314,8 @@ impl Runner for Hands {
     async fn exec(&mut self, what: Exec) -> Result<ExecDone, RunError> {
         self.executed.push((what.plugin.clone(), what.command.as_str(), what.ifname));
         self.inputs.push(what.stdin);
-        let done = |ok, stdout: String| ExecDone { ok, stdout, stderr: String::new(), code: Some(i32::from(!ok)), missing: false };
+        let done =
+            |ok, stdout: String| ExecDone { ok, stdout, stderr: String::new(), code: Some(i32::from(!ok)), missing: false };
         Ok(match self.answers.get(&what.plugin) {
             None => ExecDone { missing: true, ..ExecDone::default() },
             Some(_) if what.command != Verb::Add => done(true, String::new()),
@@ -293,11 +326,17 @@ impl Runner for Hands {
 }
 
 pub fn ovs(more: Value) -> Value {
-    with(json!({"cniVersion":"1.0.0","name":"ovs-net","type":"cni-ovs","bridge":"br1","vlan":100,"ipam":{"type":"spiderpool"}}), more)
+    with(
+        json!({"cniVersion":"1.0.0","name":"ovs-net","type":"cni-ovs","bridge":"br1","vlan":100,"ipam":{"type":"spiderpool"}}),
+        more,
+    )
 }
 
 pub fn macvlan(more: Value) -> Value {
-    with(json!({"cniVersion":"1.0.0","name":"mv-net","type":"cni-macvlan","master":"ens192","mode":"bridge","ipam":{"type":"spiderpool"}}), more)
+    with(
+        json!({"cniVersion":"1.0.0","name":"mv-net","type":"cni-macvlan","master":"ens192","mode":"bridge","ipam":{"type":"spiderpool"}}),
+        more,
+    )
 }
 
 pub fn with(mut conf: Value, more: Value) -> Value {

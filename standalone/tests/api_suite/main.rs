@@ -3,6 +3,8 @@
 //! kubeconfig, against that API server (which needs its controller-manager, for the collector of dependents).
 //! Cases do not know which server they face. Where a case fails on the real one, the case and this crate are wrong.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod custom;
 mod deletion;
 mod objects;
