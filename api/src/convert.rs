@@ -11,7 +11,7 @@ mod sources;
 pub use bridge::{CheckedUplink, bridge, bridge_on_node, trunks, uplink, uplink_in_a_word};
 pub use coordinator::{Coordinator, coordinator, merged};
 pub use node::node;
-pub use pool::{pool, reserved};
+pub use pool::{Checked, pool, pools, reserved};
 pub use sources::{names, sources};
 
 use std::net::IpAddr;

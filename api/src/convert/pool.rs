@@ -1,8 +1,9 @@
 //! SpiderIPPool and SpiderReservedIP as the values of crate `ipam`, where the arithmetic of addresses is.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipam::{Family, Pool, PoolError, PoolSpec, Ranges};
+use ipam::{Family, Pool, PoolError, PoolSpec, Pools, Ranges};
 use kube::ResourceExt as _;
 
 use crate::annotations;
@@ -101,6 +102,39 @@ pub fn reserved(object: &SpiderReservedIP) -> Result<Ranges, Invalid> {
         );
     }
     Ok(all)
+}
+
+/// All pools as they may be used beside each other, and the objects that cannot be read.
+#[derive(Debug, Default)]
+pub struct Checked {
+    pub pools: Pools,
+    /// By name of the pool.
+    pub invalid: BTreeMap<String, Invalid>,
+    /// By name of the SpiderReservedIP. What such a one means to reserve is not known, so it reserves nothing.
+    pub reserved_invalid: BTreeMap<String, Invalid>,
+}
+
+pub fn pools<'a>(
+    objects: impl IntoIterator<Item = &'a SpiderIPPool>,
+    reservations: impl IntoIterator<Item = &'a SpiderReservedIP>,
+) -> Checked {
+    let mut out = Checked::default();
+    let mut good = Vec::new();
+    for p in objects {
+        match pool(p) {
+            Ok(p) => good.push(p),
+            Err(e) => drop(out.invalid.insert(p.name_any(), e)),
+        }
+    }
+    let mut ranges = Vec::new();
+    for r in reservations {
+        match reserved(r) {
+            Ok(r) => ranges.push(r),
+            Err(e) => drop(out.reserved_invalid.insert(r.name_any(), e)),
+        }
+    }
+    out.pools = Pools::new(good, &ranges);
+    out
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use kube::ResourceExt;
 use model::Cidr;
 use plumbing::Host;
 
-use super::pools::View;
 use super::take::Words;
 use super::{Agent, Turn, hung_up, ifname, journal_error};
 use crate::caches::Pod;
@@ -64,7 +63,7 @@ impl<H: Host + 'static> Agent<H> {
             Error::env("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME are missing, addresses of pools are for pods")
         })?;
         let (pools, reserved) = (self.caches.pools(), self.caches.reserved());
-        let view = View::of(pools.iter().map(AsRef::as_ref), reserved.iter().map(AsRef::as_ref));
+        let checked = api::convert::pools(pools.iter().map(AsRef::as_ref), reserved.iter().map(AsRef::as_ref));
         let reference = pod.reference();
         let holder = Holder {
             pod_namespace: reference.namespace.clone(),
@@ -73,7 +72,7 @@ impl<H: Host + 'static> Agent<H> {
             interface: String::new(),
             container_id: container.clone(),
         };
-        let words = Words { pod: &pod, view: &view, holder };
+        let words = Words { pod: &pod, checked: &checked, holder };
         let choices = self.choose(turn, &words)?;
         let mut taken: Vec<(String, Vec<Held>)> = Vec::new();
         let mut failed = None;

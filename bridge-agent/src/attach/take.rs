@@ -7,17 +7,18 @@ use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use api::annotations::{self, PodPools, PoolChoice, WantedIp};
+use api::annotations::{self, WantedIp};
+use api::convert::{self, Checked};
 use api::mooring::{Holder, Identity, IdentityKind};
 use cni::{Error, Request};
 use ipam::fixed::{self, Controller};
-use ipam::{Family, FamilyNames, Learned, NicEntry, NicPools, Picker, Pool, Sources, Window};
+use ipam::{Family, FamilyNames, Learned, NicPools, Picker, Pool, Window};
 use kube::ResourceExt;
 use model::IfAddr;
 use plumbing::Host;
 use serde_json::Value;
 
-use super::pools::{View, window};
+use super::pools::window;
 use super::{Agent, Turn, hung_up, ifname};
 use crate::caches::Pod;
 use crate::endpoints::top_owner;
@@ -36,39 +37,16 @@ const FULL_TICK: Duration = Duration::from_millis(500);
 /// The pod's words about its addresses, read once.
 pub(super) struct Words<'a> {
     pub pod: &'a Pod,
-    pub view: &'a View,
+    pub checked: &'a Checked,
     pub holder: Holder,
 }
 
 impl<H: Host + 'static> Agent<H> {
     pub(super) fn choose(&self, turn: &Turn<'_>, words: &Words<'_>) -> Result<Vec<NicPools>, Error> {
-        let config = |e: &dyn std::fmt::Display| Error::config(format!("annotation {e}"));
-        let mut sources = Sources::default();
-        match annotations::pod_pools(words.pod.annotations()).map_err(|e| config(&e))? {
-            Some(PodPools::PerNic(list)) => {
-                sources.ippools = Some(
-                    list.into_iter()
-                        .map(|n| NicEntry {
-                            interface: n.interface.map(|i| i.to_string()),
-                            names: names(n.pools),
-                            clean_gateway: n.clean_gateway,
-                        })
-                        .collect(),
-                );
-            }
-            Some(PodPools::EachNic(choice)) => sources.ippool = Some(names(choice)),
-            None => {}
-        }
         let namespace = words.pod.namespace().unwrap_or_default();
-        if let Some(ns) = self.caches.namespace(&namespace) {
-            let none = Default::default();
-            let a = ns.metadata.annotations.as_ref().unwrap_or(&none);
-            if let Some(choice) =
-                annotations::namespace_pools(a).map_err(|e| Error::config(format!("annotation of namespace {namespace}: {e}")))?
-            {
-                sources.namespace = names(choice);
-            }
-        }
+        let of_namespace = self.caches.namespace(&namespace).and_then(|ns| ns.metadata.annotations.clone()).unwrap_or_default();
+        let sources = convert::sources(words.pod.annotations(), &of_namespace);
+        let mut sources = sources.map_err(|e| Error::config(format!("annotation {e}")))?;
         sources.conf = conf_pools(turn.request)?;
         let nics = self.nics_of(Some(words.pod), turn)?;
         let ask = ipam::Ask {
@@ -79,10 +57,10 @@ impl<H: Host + 'static> Agent<H> {
             agent_namespace: &self.me.namespace,
             sources: &sources,
         };
-        ipam::choose(&words.view.pools, &ask).map_err(|mut e| {
+        ipam::choose(&words.checked.pools, &ask).map_err(|mut e| {
             if let ipam::ChoiceError::AllRejected { rejected, .. } = &mut e {
                 for r in rejected {
-                    if let Some(why) = words.view.broken.get(&r.pool) {
+                    if let Some(why) = words.checked.invalid.get(&r.pool) {
                         r.reason = format!("it is not valid: {why}");
                     }
                 }
@@ -127,7 +105,7 @@ impl<H: Host + 'static> Agent<H> {
             let explicit = wanted.iter().find(|w| Family::of(w.ip) == family);
             let (pool, ip, lease) = match (explicit, &identity) {
                 (Some(w), _) => {
-                    let pool = fixed::check_request(&words.view.pools, pools, w.ip, w.prefix_len)
+                    let pool = fixed::check_request(&words.checked.pools, pools, w.ip, w.prefix_len)
                         .map_err(|e| Error::config(e.to_string()))?;
                     let ask = Ask { pool: &pool.name, domain: &pool.domain, holder: &holder, identity: identity.as_ref() };
                     (pool, w.ip, self.fixed(turn, &ask, w.ip).await?)
@@ -135,7 +113,8 @@ impl<H: Host + 'static> Agent<H> {
                 (None, Some(id)) => {
                     let old = before.iter().copied().find(|ip| Family::of(*ip) == family);
                     // Of a pool that is no longer asked for, or no longer has it: it gets another one.
-                    let still = old.and_then(|ip| fixed::check_request(&words.view.pools, pools, ip, None).ok().map(|p| (p, ip)));
+                    let still =
+                        old.and_then(|ip| fixed::check_request(&words.checked.pools, pools, ip, None).ok().map(|p| (p, ip)));
                     match still {
                         Some((pool, ip)) => {
                             let ask = Ask { pool: &pool.name, domain: &pool.domain, holder: &holder, identity: Some(id) };
@@ -204,7 +183,7 @@ impl<H: Host + 'static> Agent<H> {
         let deadline = tokio::time::Instant::now() + FULL_WAIT;
         loop {
             for name in pools {
-                let Some(pool) = words.view.pools.get(name) else { continue };
+                let Some(pool) = words.checked.pools.get(name) else { continue };
                 let ask = Ask { pool: &pool.name, domain: &pool.domain, holder, identity };
                 if let Some((ip, lease)) = self.take_from(turn, words, pool, &ask).await? {
                     return Ok((pool, ip, lease));
@@ -215,7 +194,7 @@ impl<H: Host + 'static> Agent<H> {
             }
             if tokio::time::Instant::now() + FULL_TICK > deadline {
                 let sizes = pools.iter().map(|p| {
-                    let total = words.view.pools.allocatable(p).map_or(0, ipam::Ranges::len);
+                    let total = words.checked.pools.allocatable(p).map_or(0, ipam::Ranges::len);
                     format!("{p} ({total} addresses)")
                 });
                 let text = sizes.collect::<Vec<_>>().join(", ");
@@ -238,7 +217,7 @@ impl<H: Host + 'static> Agent<H> {
         pool: &Pool,
         ask: &Ask<'_>,
     ) -> Result<Option<(IpAddr, Taken)>, Error> {
-        let Some(allocatable) = words.view.pools.allocatable(&pool.name) else { return Ok(None) };
+        let Some(allocatable) = words.checked.pools.allocatable(&pool.name) else { return Ok(None) };
         let map = self.caches.pool_map(&pool.name).await;
         let free = map.as_deref().map(window);
         let version = map.as_ref().and_then(|m| m.resource_version());
@@ -373,11 +352,6 @@ fn identity_of(namespace: &str, pod: &str, controller: Option<Controller<'_>>, n
         None => (IdentityKind::Pod, pod),
     };
     Identity { kind, namespace: namespace.to_owned(), name: name.to_owned(), interface: nic.to_owned() }
-}
-
-fn names(choice: PoolChoice) -> FamilyNames {
-    let of = |l: Vec<String>| Some(l).filter(|l| !l.is_empty());
-    FamilyNames { v4: of(choice.ipv4), v6: of(choice.ipv6) }
 }
 
 fn families(nic: &NicPools) -> Vec<(Family, &[String])> {

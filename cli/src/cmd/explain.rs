@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Context, bail};
+use api::convert::{self, Checked};
 use api::mooring::AddressLease;
-use api::{NetworkAttachmentDefinition, SpiderIPPool, SpiderReservedIP, annotations, convert, keys};
+use api::{NetworkAttachmentDefinition, SpiderIPPool, SpiderReservedIP, annotations, keys};
 use cni_meta::{DEFAULT_NETWORK_NAMESPACE, Nad, Selection, interface_names};
-use ipam::{Ask, FamilyNames, NicOfPod, Pools, Ranges};
+use ipam::{Ask, FamilyNames, NicOfPod};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -55,27 +56,18 @@ struct PodNic {
 }
 
 struct World {
-    pools: Pools,
-    broken: BTreeMap<String, String>,
+    pools: Checked,
     namespace: BTreeMap<String, String>,
 }
 
 impl World {
     async fn read(client: &Client, namespace: &str) -> anyhow::Result<Self> {
         let list = ListParams::default();
-        let reserved = Api::<SpiderReservedIP>::all(client.clone()).list(&list).await?.items;
-        let reserved: Vec<Ranges> = reserved.iter().filter_map(|r| convert::reserved(r).ok()).collect();
-        let mut broken = BTreeMap::new();
-        let mut good = Vec::new();
-        for p in Api::<SpiderIPPool>::all(client.clone()).list(&list).await? {
-            match convert::pool(&p) {
-                Ok(p) => good.push(p),
-                Err(e) => drop(broken.insert(p.name_any(), e.to_string())),
-            }
-        }
+        let reserved = Api::<SpiderReservedIP>::all(client.clone()).list(&list).await?;
+        let pools = Api::<SpiderIPPool>::all(client.clone()).list(&list).await?;
         let ns = Api::<Namespace>::all(client.clone()).get_opt(namespace).await?;
         let namespace = ns.and_then(|n| n.metadata.annotations).unwrap_or_default();
-        Ok(Self { pools: Pools::new(good, &reserved), broken, namespace })
+        Ok(Self { pools: convert::pools(&pools.items, &reserved.items), namespace })
     }
 
     fn nic(&self, pod: &Pod, namespace: &str, node: &str, nic: &PodNic, all: &[NicOfPod]) -> anyhow::Result<String> {
@@ -102,7 +94,7 @@ impl World {
         sources.conf = conf.clone();
         let ask =
             Ask { node, namespace, nics: all, current: &nic.name, agent_namespace: DEFAULT_NETWORK_NAMESPACE, sources: &sources };
-        match ipam::choose(&self.pools, &ask) {
+        match ipam::choose(&self.pools.pools, &ask) {
             Err(e) => writeln!(out, "    no pool: {e}")?,
             Ok(choices) => {
                 for c in choices.iter().filter(|c| c.nic == nic.name) {
@@ -117,7 +109,7 @@ impl World {
                 }
             }
         }
-        for (pool, why) in &self.broken {
+        for (pool, why) in &self.pools.invalid {
             writeln!(out, "    not {pool}: {why}")?;
         }
         Ok(out)

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use anyhow::{Context, bail};
 use api::mooring::{AddressLease, lease::parse_lease_name};
 use api::{SpiderIPPool, SpiderReservedIP, convert};
-use ipam::{Family, Pools, Ranges};
+use ipam::{Family, Ranges};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
@@ -23,8 +23,7 @@ pub async fn run(client: Client, args: &Args) -> anyhow::Result<String> {
     let Some(object) = all.iter().find(|p| p.name_any() == args.pool) else { bail!("there is no SpiderIPPool {}", args.pool) };
     let pool = convert::pool(object).with_context(|| format!("SpiderIPPool {} cannot be used", args.pool))?;
     let reserved = Api::<SpiderReservedIP>::all(client.clone()).list(&ListParams::default()).await?.items;
-    let reserved: Vec<Ranges> = reserved.iter().filter_map(|r| convert::reserved(r).ok()).collect();
-    let pools = Pools::new(all.iter().filter_map(|p| convert::pool(p).ok()), &reserved);
+    let pools = convert::pools(&all, &reserved).pools;
     let leases = Api::<AddressLease>::all(client).list(&ListParams::default()).await?.items;
     let taken = leases.iter().filter_map(|l| {
         let name = l.name_any();

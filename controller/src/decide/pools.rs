@@ -1,12 +1,13 @@
 //! Pools: counts, conditions and the finalizer of each SpiderIPPool, and its PoolMap, the hint from which agents choose a free
 //! address. The truth is the leases; nothing here decides who has an address.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use api::convert::{self, Checked};
 use api::mooring::{Chunk, PoolMapSpec};
 use api::spider::ippool::SpiderIPPoolStatus;
-use api::{PoolMap, SpiderIPPool, convert, keys};
-use ipam::{LeaseState, Pool, Pools, Window};
+use api::{PoolMap, SpiderIPPool, keys};
+use ipam::{LeaseState, Pool, Window};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
@@ -40,32 +41,11 @@ fn domain(p: &SpiderIPPool) -> &str {
 }
 
 /// All pools, checked.
-struct World {
-    pools: Pools,
-    invalid: BTreeMap<String, String>,
-    /// SpiderReservedIPs that cannot be read: named in the condition of every pool, for more is given out than was meant.
-    reserved_invalid: Vec<String>,
-}
+struct World(Checked);
 
 impl World {
     fn new(state: &State) -> Self {
-        let mut invalid = BTreeMap::new();
-        let mut checked: Vec<Pool> = Vec::new();
-        for (name, p) in state.pools.iter() {
-            match convert::pool(p) {
-                Ok(p) => checked.push(p),
-                Err(e) => drop(invalid.insert(name.clone(), e.to_string())),
-            }
-        }
-        let mut reserved = Vec::new();
-        let mut reserved_invalid = Vec::new();
-        for r in state.reserved.values() {
-            match convert::reserved(r) {
-                Ok(r) => reserved.push(r),
-                Err(e) => reserved_invalid.push(format!("SpiderReservedIP {}: {e}", r.name_any())),
-            }
-        }
-        Self { pools: Pools::new(checked, &reserved), invalid, reserved_invalid }
+        Self(convert::pools(state.pools.values(), state.reserved.values()))
     }
 
     fn pool(&self, state: &State, name: &str, obj: &SpiderIPPool, now: &Stamp) -> Vec<Write> {
@@ -91,7 +71,7 @@ impl World {
             // Only we write a pool's status: no guard, or the finalizer written just before would make it fail.
             out.push(write(Op::PatchStatus(json!({ "status": status_patch(&status) }))));
         }
-        if let (Some(pool), Some(allocatable), false) = (self.pools.get(name), self.pools.allocatable(name), terminating) {
+        if let (Some(pool), Some(allocatable), false) = (self.0.pools.get(name), self.0.pools.allocatable(name), terminating) {
             // Addresses of any pool's leases are taken: overlapping pools share a domain.
             let leased: BTreeSet<_> = match (allocatable.nth(0), allocatable.nth(allocatable.len().saturating_sub(1))) {
                 (Some(first), Some(last)) => state.leases.in_range(&pool.domain, first, last).map(|l| l.ip).collect(),
@@ -113,8 +93,8 @@ impl World {
     fn status(&self, name: &str, obj: &SpiderIPPool, leases: &[&LeaseView], now: &Stamp) -> SpiderIPPoolStatus {
         let old = obj.status.clone().unwrap_or_default();
         let generation = obj.metadata.generation;
-        let Some((pool, allocatable)) = self.pools.get(name).zip(self.pools.allocatable(name)) else {
-            let why = self.invalid.get(name).cloned().unwrap_or_default();
+        let Some((pool, allocatable)) = self.0.pools.get(name).zip(self.0.pools.allocatable(name)) else {
+            let why = self.0.invalid.get(name).map(ToString::to_string).unwrap_or_default();
             let verdicts = [Verdict::new("Ready", false, "Invalid", why)];
             return SpiderIPPoolStatus {
                 observed_generation: generation,
@@ -150,8 +130,10 @@ impl World {
             Verdict::new("Ready", false, "Disabled", "spec.disable is true: nothing new is given out")
         } else if pool.terminating {
             Verdict::new("Ready", false, "Terminating", "it is deleted when its last address is given back")
-        } else if !self.reserved_invalid.is_empty() {
-            Verdict::new("Ready", true, "ReservedIPInvalid", self.reserved_invalid.join("; "))
+        } else if !self.0.reserved_invalid.is_empty() {
+            // More is given out than was meant: every pool says so.
+            let list: Vec<_> = self.0.reserved_invalid.iter().map(|(name, e)| format!("SpiderReservedIP {name}: {e}")).collect();
+            Verdict::new("Ready", true, "ReservedIPInvalid", list.join("; "))
         } else {
             Verdict::new("Ready", true, "Usable", "")
         };
@@ -160,7 +142,7 @@ impl World {
         } else {
             Verdict::new("Exhausted", false, "HasFreeAddress", "")
         };
-        let overlaps = self.pools.overlaps(&pool.name);
+        let overlaps = self.0.pools.overlaps(&pool.name);
         let overlap = if overlaps.is_empty() {
             Verdict::new("Overlap", false, "NoOverlap", "")
         } else {
