@@ -1,0 +1,236 @@
+//! A real API server on a machine of the lab: Debian's etcd, and kube-apiserver with RBAC as `scripts/kube-tools.sh` built it;
+//! of the controller-manager only the collector of dependents and the end of namespaces. It knows Kubernetes, and of the
+//! product only the names of its accounts and the folder of its manifests.
+//!
+//! All processes are inside a [`Space`], so they end with it, also when the lab is killed.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+
+use crate::daemon::Daemon;
+use crate::run::Run;
+use crate::space::{Inside, Space};
+
+/// Where `scripts/kube-tools.sh` put its programs: directories separated by colons.
+const TOOLS: &str = "MOORING_TOOLS";
+/// The user of everything that a test does by itself; of the group `system:masters`.
+pub const ADMIN: &str = "admin";
+/// The controller's ServiceAccount.
+pub const CONTROLLER: &str = "mooring-controller";
+/// The agents' ServiceAccount.
+pub const AGENT: &str = "mooring-agent";
+/// Their namespace, as the manifests have it.
+pub const NAMESPACE: &str = "kube-system";
+/// A busy machine may take this long until the server is ready; an idle one takes 3 s.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running API server.
+#[derive(Debug)]
+pub struct Kube {
+    dir: PathBuf,
+    url: String,
+    kubectl: PathBuf,
+    daemons: Vec<Daemon>,
+    /// From the start of its first process until it was ready.
+    pub took: Duration,
+}
+
+/// A program of the kube lane.
+///
+/// # Errors
+/// It was not built, or nobody said where.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let dirs = std::env::var_os(TOOLS).with_context(|| {
+        format!("{TOOLS} is not set: run `make test LANE=kube`, or export it as scripts/kube-tools.sh prints it")
+    })?;
+    let found = std::env::split_paths(&dirs).map(|dir| dir.join(name)).find(|file| file.is_file());
+    found.with_context(|| format!("{name} is in none of {}: run scripts/kube-tools.sh", dirs.display()))
+}
+
+impl Kube {
+    /// Starts it in `space`, at an address that the machine has, and waits until it is ready.
+    ///
+    /// # Errors
+    /// A program is missing, or does not come up: with the end of its log.
+    pub fn start(run: &Run, space: &Space, address: IpAddr) -> Result<Self> {
+        let dir = run.dir().join("kube");
+        std::fs::create_dir(&dir)?;
+        let url = format!("https://{}", std::net::SocketAddr::new(address, 6443));
+        let mut kube = Self { dir, url, kubectl: tool("kubectl")?, daemons: Vec::new(), took: Duration::ZERO };
+        let token = uuid::Uuid::new_v4().to_string();
+        std::fs::write(kube.dir.join("tokens.csv"), format!("{token},{ADMIN},{ADMIN},system:masters\n"))?;
+        kube.write_kubeconfig(ADMIN, &token)?;
+        let key = kube.path("accounts.key");
+        let made = Command::new("openssl")
+            .args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &key])
+            .output();
+        ensure!(made.context("failed to start openssl")?.status.success(), "openssl makes no key");
+        let began = Instant::now();
+        kube.start_etcd(run, space)?;
+        kube.start_server(run, space, address, &key)?;
+        kube.until_ready(space, began)?;
+        kube.took = began.elapsed();
+        kube.start_collector(run, space)?;
+        Ok(kube)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    fn start_etcd(&mut self, run: &Run, space: &Space) -> Result<()> {
+        let mut etcd = Command::new("etcd");
+        // Nothing here has to outlive the machine, so nothing is forced to disk.
+        etcd.args(["--unsafe-no-fsync", "--name=lab", "--log-level=warn", "--data-dir", &self.path("etcd")]);
+        etcd.args(["--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379"]);
+        etcd.args(["--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380"]);
+        etcd.arg("--initial-cluster=lab=http://127.0.0.1:2380");
+        self.daemons.push(Daemon::start(run, space, "etcd", &mut etcd).context("is etcd-server installed?")?);
+        Ok(())
+    }
+
+    fn start_server(&mut self, run: &Run, space: &Space, address: IpAddr, key: &str) -> Result<()> {
+        let mut server = Command::new(tool("kube-apiserver")?);
+        server.args(["--etcd-servers=http://127.0.0.1:2379", "--secure-port=6443", "--endpoint-reconciler-type=none"]);
+        server.arg(format!("--bind-address={address}")).arg(format!("--advertise-address={address}"));
+        // It signs its own certificate there.
+        server.arg("--cert-dir").arg(self.path("certificates"));
+        server.arg("--token-auth-file").arg(self.path("tokens.csv")).arg("--authorization-mode=Node,RBAC");
+        server.args(["--service-account-issuer=https://kubernetes.default.svc", "--service-cluster-ip-range=10.233.0.0/18"]);
+        server.args(["--service-account-key-file", key, "--service-account-signing-key-file", key]);
+        // Nobody makes the default ServiceAccounts that it would ask every pod to have.
+        server.arg("--disable-admission-plugins=ServiceAccount");
+        self.daemons.push(Daemon::start(run, space, "kube-apiserver", &mut server)?);
+        Ok(())
+    }
+
+    fn start_collector(&mut self, run: &Run, space: &Space) -> Result<()> {
+        let mut manager = Command::new(tool("kube-controller-manager")?);
+        manager.arg("--kubeconfig").arg(self.kubeconfig(ADMIN)).args(["--leader-elect=false", "--secure-port=0"]);
+        manager.arg("--controllers=garbage-collector-controller,namespace-controller");
+        self.daemons.push(Daemon::start(run, space, "kube-controller-manager", &mut manager)?);
+        Ok(())
+    }
+
+    fn until_ready(&mut self, space: &Space, began: Instant) -> Result<()> {
+        loop {
+            self.check()?;
+            let asked = self.kubectl_output(space, ADMIN, &["get", "--raw", "/readyz"], None)?;
+            if asked.status.success() && self.kubectl_output(space, ADMIN, &["get", "ns", NAMESPACE], None)?.status.success() {
+                return Ok(());
+            }
+            let why = String::from_utf8_lossy(&asked.stderr).trim().to_owned();
+            ensure!(began.elapsed() < PATIENCE, "kube-apiserver is not ready after {} s: {why}", PATIENCE.as_secs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// All of its processes still run.
+    ///
+    /// # Errors
+    /// The first that ended, with the end of its log.
+    pub fn check(&mut self) -> Result<()> {
+        self.daemons.iter_mut().try_for_each(Daemon::check)
+    }
+
+    /// The file by which programs on the lab's machines are this account.
+    pub fn kubeconfig(&self, account: &str) -> PathBuf {
+        self.dir.join(format!("{account}.kubeconfig"))
+    }
+
+    fn write_kubeconfig(&self, account: &str, token: &str) -> Result<()> {
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {"server": self.url, "certificate-authority": self.path("certificates/apiserver.crt")}}],
+            "users": [{"name": account, "user": {"token": token}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": account}}],
+        });
+        Ok(std::fs::write(self.kubeconfig(account), config.to_string())?)
+    }
+
+    /// Applies what an installation applies from the folder `deploy`, and makes the kubeconfigs of the product's accounts.
+    ///
+    /// # Errors
+    /// The server refuses something.
+    pub fn install(&self, space: &Space, deploy: &Path) -> Result<()> {
+        for folder in ["crds", "rbac", "policies"] {
+            let folder = deploy.join(folder).display().to_string();
+            self.kubectl(space, ADMIN, &["apply", "--server-side", "--validate=strict", "-f", &folder])?;
+        }
+        self.kubectl(space, ADMIN, &["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"])?;
+        for account in [CONTROLLER, AGENT] {
+            let token = self.kubectl(space, ADMIN, &["create", "token", account, "-n", NAMESPACE, "--duration=24h"])?;
+            self.write_kubeconfig(account, token.trim())?;
+        }
+        Ok(())
+    }
+
+    /// `kubectl` as an account; its standard output.
+    ///
+    /// # Errors
+    /// It fails: with what it printed.
+    pub fn kubectl(&self, space: &Space, account: &str, args: &[&str]) -> Result<String> {
+        self.kubectl_with(space, account, args, None)
+    }
+
+    /// As [`Kube::kubectl`], with a standard input (`-f -`).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn kubectl_with(&self, space: &Space, account: &str, args: &[&str], stdin: Option<&str>) -> Result<String> {
+        let output = self.kubectl_output(space, account, args, stdin)?;
+        if !output.status.success() {
+            bail!("kubectl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn kubectl_output(&self, space: &Space, account: &str, args: &[&str], stdin: Option<&str>) -> Result<Output> {
+        let mut command = Command::new(&self.kubectl);
+        command.arg("--kubeconfig").arg(self.kubeconfig(account)).arg("--cache-dir").arg(self.path("cache"));
+        command.arg("--request-timeout=30s").args(args);
+        // A file rather than a pipe: nobody has to write while the other reads.
+        let input = match stdin {
+            Some(text) => {
+                let mut file = tempfile::tempfile()?;
+                std::io::Write::write_all(&mut file, text.as_bytes())?;
+                std::io::Seek::rewind(&mut file)?;
+                Stdio::from(file)
+            }
+            None => Stdio::null(),
+        };
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(space.spawn(Inside::Network, &mut command)?.wait_with_output()?)
+    }
+
+    /// A client under an account. Its connections are made where it is used, so that must be [`inside`] the machine.
+    ///
+    /// # Errors
+    /// There is no kubeconfig of the account.
+    pub async fn client(&self, account: &str) -> Result<kube::Client> {
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig(account))?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+}
+
+/// Runs `work` on threads that are in the machine's network, and nowhere else.
+///
+/// # Errors
+/// What `work` returns, or that the machine is gone.
+pub fn inside<T: Send>(space: &Space, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+    let net = File::open(space.netns()).with_context(|| format!("{} is gone", space.name()))?;
+    let run = || {
+        // The runtime's own threads are this one's children, and inherit its network.
+        setns(&net, CloneFlags::CLONE_NEWNET).context("failed to enter the net namespace")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(work())
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
