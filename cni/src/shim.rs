@@ -3,22 +3,25 @@
 //! without threads but for the plugins it executes.
 
 pub mod exec;
+pub mod parent;
+pub mod spool;
 
 use std::fs::File;
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{self, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg};
 use serde_json::Value;
 
 use crate::request::{RawCall, version_text};
 use crate::wire::{self, Call, Exec, ToAgent, ToClient, WireError};
 use crate::{Error, Request, Verb, version};
 
-/// Written by the agent's installer: `{"socket": "/run/mooring/cni.sock"}`.
+/// Written by the agent's installer: `{"socket": "/run/mooring/cni.sock", "spool": "/var/lib/mooring/spool"}`.
 pub const AGENT_FILE: &str = "/etc/cni/net.d/mooring.d/agent.json";
 
 /// What runs where no agent belongs to the host; its value is what ADD prints, null for the other verbs.
@@ -56,8 +59,8 @@ pub fn run(about: &str, alone: Option<Alone>) -> ExitCode {
     if raw.command == Verb::Version.as_str() {
         return print("", Ok(version::reply(&stdin)));
     }
-    let answer = Request::new(&raw, &stdin).and_then(|request| match socket_of(&request)? {
-        Some(socket) => forward(&socket, &raw, &request, Timeouts::DEFAULT),
+    let answer = Request::new(&raw, &stdin).and_then(|request| match agent_of(&request)? {
+        Some(agent) => forward(&agent, &raw, &request, Timeouts::DEFAULT),
         None => match alone {
             Some(alone) => alone(&request),
             None => Err(Error::config(format!(
@@ -82,31 +85,46 @@ fn print(version: &str, answer: Result<Value, Error>) -> ExitCode {
     }
 }
 
+/// Where the host's agent is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    pub socket: String,
+    /// Where a DEL waits while the agent is down.
+    pub spool: PathBuf,
+}
+
 /// Configuration decides who does the work: `socket`, else the installer's file. Never whether a socket answers, or an
 /// agent that is restarting would have plugins doing its work behind its back.
-fn socket_of(request: &Request) -> Result<Option<String>, Error> {
-    if let Some(s) = request.conf.socket()? {
-        return Ok(Some(s.to_owned()));
-    }
+fn agent_of(request: &Request) -> Result<Option<Agent>, Error> {
+    let named = request.conf.socket()?;
     let text = match std::fs::read_to_string(AGENT_FILE) {
-        Ok(t) => t,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(t) => Some(t),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(Error::io(format!("failed to read {AGENT_FILE}: {e}"))),
     };
-    agent_socket(&text).map(Some)
+    let file = text.map(|t| agent_file(&t)).transpose()?;
+    Ok(match named {
+        Some(socket) => Some(Agent { socket: socket.to_owned(), spool: file.map_or_else(|| spool::DIR.into(), |f| f.spool) }),
+        None => file,
+    })
 }
 
-/// The socket's path in the installer's file.
-pub fn agent_socket(text: &str) -> Result<String, Error> {
+/// What the installer's file says.
+pub fn agent_file(text: &str) -> Result<Agent, Error> {
     let v: Value = serde_json::from_str(text).map_err(|e| Error::config(format!("{AGENT_FILE}: {e}")))?;
-    match v.get("socket").and_then(Value::as_str) {
-        Some(s) if s.starts_with('/') => Ok(s.to_owned()),
-        _ => Err(Error::config(format!("{AGENT_FILE}: socket must be an absolute path"))),
-    }
+    let path = |key: &str| match v.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(s)) if s.starts_with('/') => Ok(Some(s.clone())),
+        Some(_) => Err(Error::config(format!("{AGENT_FILE}: {key} must be an absolute path"))),
+    };
+    let socket = path("socket")?.ok_or_else(|| Error::config(format!("{AGENT_FILE}: socket must be an absolute path")))?;
+    Ok(Agent { socket, spool: path("spool")?.map_or_else(|| spool::DIR.into(), PathBuf::from) })
 }
 
-/// Hands the call to the agent and does its executions until it replies.
-pub fn forward(socket: &str, raw: &RawCall, request: &Request, timeouts: Timeouts) -> Result<Value, Error> {
+/// Hands the call to the agent and does its executions until it replies. A DEL that finds no agent is spooled and done: the
+/// runtime goes on, and the agent takes it up before it listens again.
+pub fn forward(agent: &Agent, raw: &RawCall, request: &Request, timeouts: Timeouts) -> Result<Value, Error> {
+    let socket = agent.socket.as_str();
     // DEL without its namespace is normal; ADD and CHECK need it.
     let netns = match (&request.netns, request.verb) {
         (None, _) => None,
@@ -116,15 +134,7 @@ pub fn forward(socket: &str, raw: &RawCall, request: &Request, timeouts: Timeout
             Err(e) => return Err(Error::new(Error::UNKNOWN_CONTAINER, format!("CNI_NETNS {path:?}: failed to open: {e}"))),
         },
     };
-    let mut stream = connect(socket, timeouts.connect).map_err(|e| {
-        let code = if request.verb == Verb::Status { Error::NOT_AVAILABLE } else { Error::TRY_AGAIN };
-        Error::new(code, format!("failed to reach the node's agent at {socket} within {} s: {e}", timeouts.connect.as_secs()))
-            .with_details("the agent is down or being replaced; see its log on this node")
-    })?;
-    let lost = |what: &str, e: &dyn std::fmt::Display| {
-        Error::new(Error::TRY_AGAIN, format!("failed to {what} the node's agent at {socket}: {e}"))
-    };
-    let call = ToAgent::Call(Call {
+    let call = Call {
         version: wire::PROTOCOL,
         verb: request.verb,
         container_id: raw.container_id.clone(),
@@ -133,9 +143,25 @@ pub fn forward(socket: &str, raw: &RawCall, request: &Request, timeouts: Timeout
         args: raw.args.clone(),
         path: raw.path.clone(),
         stdin: Value::Object(request.conf.raw().clone()),
-    });
+        runtime: parent::runtime(&raw.path),
+    };
+    let mut stream = match connect(socket, timeouts.connect) {
+        Ok(s) => s,
+        Err(e) => {
+            let seconds = timeouts.connect.as_secs_f32();
+            let text = format!("failed to reach the node's agent at {socket} within {seconds} s: {e}");
+            if request.verb == Verb::Del && is_down(&e) {
+                return spool_del(&agent.spool, call, netns.as_ref(), &text);
+            }
+            let code = if request.verb == Verb::Status { Error::NOT_AVAILABLE } else { Error::TRY_AGAIN };
+            return Err(Error::new(code, text).with_details("the agent is down or being replaced; see its log on this node"));
+        }
+    };
+    let lost = |what: &str, e: &dyn std::fmt::Display| {
+        Error::new(Error::TRY_AGAIN, format!("failed to {what} the node's agent at {socket}: {e}"))
+    };
     stream.set_write_timeout(Some(timeouts.reply)).map_err(|e| lost("talk to", &e))?;
-    let frame = wire::encode(&call).map_err(|e| Error::io(e.to_string()))?;
+    let frame = wire::encode(&ToAgent::Call(call)).map_err(|e| Error::io(e.to_string()))?;
     send(&mut stream, &frame, netns.as_ref().map(AsRawFd::as_raw_fd)).map_err(|e| lost("send to", &e))?;
     loop {
         match receive(&mut stream, timeouts.reply).map_err(|e| lost("get an answer from", &e))? {
@@ -146,6 +172,17 @@ pub fn forward(socket: &str, raw: &RawCall, request: &Request, timeouts: Timeout
                 send(&mut stream, &frame, None).map_err(|e| lost("send to", &e))?;
             }
         }
+    }
+}
+
+fn spool_del(dir: &Path, call: Call, netns: Option<&File>, why: &str) -> Result<Value, Error> {
+    match spool::write(dir, &spool::Spooled::new(call, netns)) {
+        Ok(()) => {
+            // Runtimes log what plugins say here.
+            eprintln!("{why}; the DEL waits in {}", dir.display());
+            Ok(Value::Null)
+        }
+        Err(e) => Err(Error::new(Error::TRY_AGAIN, why).with_details(format!("and the DEL could not be spooled: {e}"))),
     }
 }
 
@@ -168,18 +205,33 @@ fn gone(e: &std::io::Error) -> bool {
     matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
-/// Tries until the limit while nobody listens (an agent that is being replaced), every 50 ms.
+/// Nobody listens, or nobody accepts.
+fn is_down(e: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound, TimedOut, WouldBlock};
+    matches!(e.kind(), NotFound | ConnectionRefused | WouldBlock | TimedOut)
+}
+
+/// Tries until the limit while nobody listens (an agent that is being replaced), every 50 ms. An agent that hangs has a full
+/// backlog, in which a blocking connect would wait for ever: the socket's send time-out bounds that (unix(7)).
 fn connect(socket: &str, limit: Duration) -> std::io::Result<UnixStream> {
-    use std::io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
     let deadline = Instant::now() + limit;
     loop {
-        match UnixStream::connect(socket) {
-            Err(e) if matches!(e.kind(), NotFound | ConnectionRefused | WouldBlock) && Instant::now() < deadline => {
+        match connect_once(socket, deadline.saturating_duration_since(Instant::now())) {
+            Err(e) if is_down(&e) && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(50));
             }
             other => return other,
         }
     }
+}
+
+fn connect_once(socket: &str, limit: Duration) -> std::io::Result<UnixStream> {
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = UnixStream::from(fd);
+    // Zero would be no limit at all.
+    stream.set_write_timeout(Some(limit.max(Duration::from_millis(1))))?;
+    socket::connect(stream.as_raw_fd(), &UnixAddr::new(socket)?)?;
+    Ok(stream)
 }
 
 /// The descriptor goes with the first byte.
@@ -244,9 +296,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_installers_file_names_the_socket() {
-        assert_eq!(agent_socket(r#"{"socket":"/run/mooring/cni.sock"}"#).unwrap(), "/run/mooring/cni.sock");
-        assert_eq!(agent_socket(r#"{"socket":"cni.sock"}"#).unwrap_err().code, 7);
-        assert_eq!(agent_socket("{").unwrap_err().code, 7);
+    fn the_installers_file_names_socket_and_spool() {
+        let a = agent_file(r#"{"socket":"/run/mooring/cni.sock"}"#).unwrap();
+        assert_eq!((a.socket.as_str(), a.spool.as_path()), ("/run/mooring/cni.sock", Path::new(spool::DIR)));
+        assert_eq!(agent_file(r#"{"socket":"/s","spool":"/p"}"#).unwrap().spool, Path::new("/p"));
+        for bad in [r#"{"socket":"cni.sock"}"#, r#"{"socket":"/s","spool":"p"}"#, r#"{"spool":"/p"}"#, "{"] {
+            assert_eq!(agent_file(bad).unwrap_err().code, 7, "{bad}");
+        }
     }
 }

@@ -49,6 +49,9 @@ pub struct Call {
     pub path: String,
     /// The configuration.
     pub stdin: Value,
+    /// Program of the runtime that executed the plugin; empty where it cannot be told. GC is about one runtime's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime: String,
 }
 
 impl Call {
@@ -225,6 +228,7 @@ mod tests {
             args: "IgnoreUnknown=1".into(),
             path: "/opt/cni/bin".into(),
             stdin: json!({"cniVersion":"1.0.0","name":"n","type":"cni-macvlan"}),
+            runtime: "/usr/bin/containerd".into(),
         }
     }
 
@@ -233,7 +237,7 @@ mod tests {
         assert_eq!(
             serde_json::to_value(ToAgent::Call(call())).unwrap(),
             json!({"type":"Call","version":1,"verb":"ADD","containerID":"c1","netns":"/run/netns/a","ifname":"eth0","args":"IgnoreUnknown=1",
-                "path":"/opt/cni/bin","stdin":{"cniVersion":"1.0.0","name":"n","type":"cni-macvlan"}})
+                "path":"/opt/cni/bin","stdin":{"cniVersion":"1.0.0","name":"n","type":"cni-macvlan"},"runtime":"/usr/bin/containerd"})
         );
         assert_eq!(
             serde_json::to_value(ToClient::Reply(Reply::done(Value::Null))).unwrap(),

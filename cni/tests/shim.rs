@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cni::request::RawCall;
-use cni::shim::{Timeouts, forward};
+use cni::shim::{Agent, Timeouts, forward, spool};
 use cni::wire::{self, Call, Reply, ToAgent, ToClient};
 use cni::{Error, Request};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -65,9 +65,18 @@ fn talk(
         agent(stream, call, fd);
     });
     let (raw, request) = call(command, netns);
-    let answer = forward(socket.to_str().unwrap(), &raw, &request, QUICK);
+    let answer = forward(&at(&socket), &raw, &request, QUICK);
     agent.join().unwrap();
     answer
+}
+
+/// An agent at that socket whose spool is beside it.
+fn at(socket: &Path) -> Agent {
+    Agent { socket: socket.to_str().unwrap().into(), spool: socket.with_file_name("spool") }
+}
+
+fn nowhere() -> Agent {
+    at(Path::new("/run/no-dir/no-socket"))
 }
 
 fn answer(mut stream: UnixStream, reply: Reply) {
@@ -115,7 +124,7 @@ fn del_goes_without_a_namespace_that_is_gone() {
 fn add_and_check_need_their_namespace() {
     for command in ["ADD", "CHECK"] {
         let (raw, request) = call(command, "/run/netns/nobody-has-this");
-        let e = forward("/run/no-socket", &raw, &request, QUICK).unwrap_err();
+        let e = forward(&nowhere(), &raw, &request, QUICK).unwrap_err();
         assert_eq!(e.code, 3);
         assert_eq!(e.msg, "CNI_NETNS \"/run/netns/nobody-has-this\": failed to open: No such file or directory (os error 2)");
     }
@@ -123,15 +132,140 @@ fn add_and_check_need_their_namespace() {
 
 #[test]
 fn an_agent_that_is_away_is_tried_again_later() {
-    let (raw, request) = call("DEL", "");
+    let (raw, request) = call("ADD", "/dev/null");
     let started = Instant::now();
-    let e = forward("/run/no-socket", &raw, &request, QUICK).unwrap_err();
+    let e = forward(&nowhere(), &raw, &request, QUICK).unwrap_err();
     assert!(started.elapsed() >= QUICK.connect, "it waits for an agent that is being replaced");
     assert_eq!(e.code, 11);
-    assert!(e.msg.starts_with("failed to reach the node's agent at /run/no-socket within 0 s"), "{e}");
-    let raw = RawCall { command: "STATUS".into(), ..raw };
+    assert!(e.msg.starts_with("failed to reach the node's agent at /run/no-dir/no-socket"), "{e}");
+    let raw = RawCall { command: "STATUS".into(), path: "/opt/cni/bin".into(), ..RawCall::default() };
     let request = Request::new(&raw, br#"{"cniVersion":"1.1.0","name":"n","type":"t"}"#).unwrap();
-    assert_eq!(forward("/run/no-socket", &raw, &request, QUICK).unwrap_err().code, 50);
+    assert_eq!(forward(&nowhere(), &raw, &request, QUICK).unwrap_err().code, 50);
+}
+
+/// The one request that a spool holds.
+fn spooled(agent: &Agent) -> spool::Spooled {
+    let list = spool::list(&agent.spool).unwrap();
+    assert_eq!((list.ready.len(), list.temp.len()), (1, 0));
+    spool::read(&list.ready[0]).unwrap()
+}
+
+#[test]
+fn a_del_without_an_agent_is_spooled_and_succeeds() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let netns = tempfile::NamedTempFile::new().unwrap();
+    let path = netns.path().to_str().unwrap();
+    let agent = at(&dir.path().join("cni.sock"));
+    std::fs::create_dir(&agent.spool).unwrap();
+    // No socket.
+    let (raw, request) = call("DEL", path);
+    assert_eq!(forward(&agent, &raw, &request, QUICK), Ok(Value::Null));
+    let one = spooled(&agent);
+    let id = netns.as_file().metadata().unwrap();
+    assert_eq!(one.netns, Some(spool::NetnsInode { dev: id.dev(), ino: id.ino() }));
+    assert_eq!((one.call.container_id.as_str(), one.call.ifname.as_str()), ("c1", "eth0"));
+    assert_eq!((one.call.netns.as_deref(), one.call.stdin["extra"].as_i64()), (Some(path), Some(7)));
+    assert!(!one.call.runtime.is_empty());
+    // One that refuses, left by an agent that was killed; the namespace is gone by now.
+    drop(UnixListener::bind(&agent.socket).unwrap());
+    netns.close().unwrap();
+    assert_eq!(forward(&agent, &raw, &request, QUICK), Ok(Value::Null));
+    assert_eq!(spooled(&agent).netns, None);
+    // An ADD is never spooled.
+    let (raw, request) = call("ADD", "/dev/null");
+    assert_eq!(forward(&agent, &raw, &request, QUICK).unwrap_err().code, 11);
+    assert_eq!(spooled(&agent).call.verb, cni::Verb::Del);
+}
+
+#[test]
+fn a_del_to_an_agent_that_accepts_nobody_is_spooled() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = at(&dir.path().join("cni.sock"));
+    std::fs::create_dir(&agent.spool).unwrap();
+    // A stopped process: its backlog takes a few and then nobody.
+    let fd = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Unix,
+        nix::sys::socket::SockType::Stream,
+        nix::sys::socket::SockFlag::empty(),
+        None,
+    )
+    .unwrap();
+    let addr = nix::sys::socket::UnixAddr::new(agent.socket.as_str()).unwrap();
+    nix::sys::socket::bind(fd.as_raw_fd(), &addr).unwrap();
+    nix::sys::socket::listen(&fd, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let _first = UnixStream::connect(&agent.socket).unwrap();
+    let (raw, request) = call("DEL", "");
+    let started = Instant::now();
+    assert_eq!(forward(&agent, &raw, &request, QUICK), Ok(Value::Null));
+    assert!(started.elapsed() >= QUICK.connect && started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    spooled(&agent);
+}
+
+#[test]
+fn a_spool_that_cannot_be_written_fails_the_del() {
+    let (raw, request) = call("DEL", "");
+    let e = forward(&nowhere(), &raw, &request, QUICK).unwrap_err();
+    assert_eq!(e.code, 11);
+    let missing = "and the DEL could not be spooled: spool \"/run/no-dir/spool\": failed to read the directory: No such file";
+    assert!(e.details.starts_with(missing), "{e}");
+    let dir = tempfile::tempdir().unwrap();
+    let agent = at(&dir.path().join("cni.sock"));
+    std::fs::create_dir(&agent.spool).unwrap();
+    std::fs::File::create(agent.spool.join("a.bad")).unwrap().set_len(spool::MAX_BYTES).unwrap();
+    let e = forward(&agent, &raw, &request, QUICK).unwrap_err();
+    assert!(e.code == 11 && e.details.contains("is full"), "{e}");
+    // No agent that is down: something else is wrong, and stays an error.
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let agent = at(&dir.path().join("file/cni.sock"));
+    let e = forward(&agent, &raw, &request, QUICK).unwrap_err();
+    assert!(e.code == 11 && e.msg.contains("Not a directory"), "{e}");
+}
+
+/// The child of the test below; as a test of its own it does nothing.
+#[test]
+fn spool_writer() {
+    let Ok(dir) = std::env::var("SPOOL_WRITER_DIR") else { return };
+    let (raw, request) = call("DEL", "");
+    for i in 0.. {
+        let call = Call {
+            version: wire::PROTOCOL,
+            verb: request.verb,
+            container_id: format!("c{}", i % 5),
+            netns: None,
+            ifname: raw.ifname.clone(),
+            args: "x".repeat(20_000),
+            path: raw.path.clone(),
+            stdin: json!({"cniVersion":"1.0.0","name":"n","type":"t"}),
+            runtime: String::new(),
+        };
+        spool::write(Path::new(&dir), &spool::Spooled::new(call, None)).unwrap();
+    }
+}
+
+#[test]
+fn a_writer_killed_at_any_moment_leaves_whole_requests_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let me = std::env::current_exe().unwrap();
+    let mut whole = 0;
+    for round in 0..12 {
+        let mut child = std::process::Command::new(&me)
+            .args(["--exact", "spool_writer", "--test-threads=1"])
+            .env("SPOOL_WRITER_DIR", dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(15 + 7 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let list = spool::list(dir.path()).unwrap();
+        assert!(list.ready.len() <= 5);
+        for path in &list.ready {
+            assert_eq!(spool::read(path).unwrap().call.args.len(), 20_000);
+            whole += 1;
+        }
+    }
+    assert!(whole > 0, "nobody ever wrote");
 }
 
 #[test]
@@ -146,7 +280,7 @@ fn an_agent_that_comes_back_in_time_is_reached() {
     });
     let (raw, request) = call("DEL", "");
     let patient = Timeouts { connect: Duration::from_secs(5), ..QUICK };
-    assert_eq!(forward(socket.to_str().unwrap(), &raw, &request, patient), Ok(Value::Null));
+    assert_eq!(forward(&at(&socket), &raw, &request, patient), Ok(Value::Null));
     agent.join().unwrap();
 }
 
