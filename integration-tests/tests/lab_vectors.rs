@@ -154,10 +154,10 @@ impl Case<'_> {
             return result.map_or(Ok(()), |out| Err(format!("`{line}` should fail, and prints {}", out.trim())));
         }
         let out = result?;
-        if let Some(text) = check["text"].as_str() {
-            if out.trim() != text {
-                return Err(format!("`{line}` prints {:?}, expected {text:?}", out.trim()));
-            }
+        if let Some(text) = check["text"].as_str()
+            && out.trim() != text
+        {
+            return Err(format!("`{line}` prints {:?}, expected {text:?}", out.trim()));
         }
         if let Some(expected) = check.get("json") {
             let have: Value = serde_json::from_str(&out).map_err(|e| format!("`{line}`: {e}: {out}"))?;
