@@ -3,6 +3,7 @@
 //! and API objects, never by its types.
 
 pub mod apply;
+pub mod bench;
 pub mod cluster;
 pub mod cni_runtime;
 pub mod daemon;

@@ -42,12 +42,7 @@ impl Product {
     /// # Errors
     /// A binary is not built, or a process does not come up: with the end of its log.
     pub fn start(lab: &Lab) -> Result<Self> {
-        let mut product = Self::api_only(lab)?;
-        product.start_controller(lab)?;
-        for node in &lab.nodes {
-            product.install(node)?;
-            product.start_agent(lab, node)?;
-        }
+        let mut product = Self::without_stand_ins(lab)?;
         product.stand_ins(lab)?;
         Ok(product)
     }
@@ -60,6 +55,29 @@ impl Product {
         let mut product = Self::api_only(lab)?;
         product.stand_ins(lab)?;
         Ok(product)
+    }
+
+    /// The product alone, for who executes plugins itself.
+    ///
+    /// # Errors
+    /// As [`Product::start`].
+    pub fn without_stand_ins(lab: &Lab) -> Result<Self> {
+        let mut product = Self::api_only(lab)?;
+        product.start_controller(lab)?;
+        for node in &lab.nodes {
+            product.install(node)?;
+            product.start_agent(lab, node)?;
+        }
+        Ok(product)
+    }
+
+    /// Stops all of it in good order.
+    ///
+    /// # Errors
+    /// Something had to be killed.
+    pub fn stop(self) -> Result<()> {
+        let Self { api, controller, agents, rest, .. } = self;
+        rest.into_iter().chain(agents.into_iter().flatten()).chain(controller).chain(api).try_for_each(Daemon::stop)
     }
 
     fn api_only(lab: &Lab) -> Result<Self> {
@@ -80,11 +98,7 @@ impl Product {
     }
 
     fn binary(&self, name: &str) -> Result<PathBuf> {
-        let file = self.bin.join(name);
-        if !file.is_file() {
-            bail!("{} is not built: cargo build --workspace --bins", file.display());
-        }
-        Ok(file)
+        built(&self.bin, name)
     }
 
     fn start_api(&mut self, lab: &Lab) -> Result<()> {
@@ -170,6 +184,22 @@ impl Product {
         let mut all = self.api.iter_mut().chain(&mut self.controller).chain(agents).chain(&mut self.rest);
         all.try_for_each(Daemon::check)
     }
+}
+
+/// A program of the product, beside the lab's own.
+///
+/// # Errors
+/// It is not built.
+pub fn program(lab: &Lab, name: &str) -> Result<PathBuf> {
+    built(lab.exe().parent().context("the lab's program has no directory")?, name)
+}
+
+fn built(bin: &Path, name: &str) -> Result<PathBuf> {
+    let file = bin.join(name);
+    if !file.is_file() {
+        bail!("{} is not built: cargo build --workspace --bins", file.display());
+    }
+    Ok(file)
 }
 
 /// Where something is sent from.

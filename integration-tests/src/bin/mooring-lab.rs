@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use integration_tests::cni_runtime::Runtime;
 use integration_tests::lab::{Lab, Options};
-use integration_tests::{apply, demo, deployments, echo, kubelet, run, space};
+use integration_tests::{apply, bench, demo, deployments, echo, kubelet, run, space};
 
 #[derive(Parser)]
 #[command(about = "The lab: simulated nodes with real Open vSwitch and real CNI plugins")]
@@ -30,6 +30,20 @@ enum Cmd {
         /// The folder of the examples that are applied
         #[arg(long, default_value = "examples")]
         examples: PathBuf,
+    },
+    /// Measure the product against the reference plugins, and print a table
+    Bench {
+        /// Directory of the reference plugins [default: what scripts/kube-tools.sh built, else Debian's]
+        #[arg(long)]
+        go_plugins: Option<PathBuf>,
+    },
+    /// Measure on the node this runs on (used by `bench`)
+    #[command(hide = true)]
+    BenchNode {
+        #[arg(long)]
+        api_socket: PathBuf,
+        #[arg(long)]
+        go_plugins: PathBuf,
     },
     /// Build the bare network with Open vSwitch on every node, without anything of the product, and leave it running
     Up {
@@ -104,6 +118,8 @@ fn act(command: Cmd) -> Result<ExitCode> {
     match command {
         Cmd::Hold { name } => space::hold(&name)?,
         Cmd::Demo { keep, examples } => demo::run(std::env::current_exe()?, examples, keep)?,
+        Cmd::Bench { go_plugins } => bench::run(std::env::current_exe()?, go_plugins)?,
+        Cmd::BenchNode { api_socket, go_plugins } => bench::rows::run(&api_socket, &go_plugins)?,
         Cmd::Up { nodes, wait } => {
             let lab = Lab::start(&Options { exe: std::env::current_exe()?, nodes })?;
             for space in lab.spaces() {
