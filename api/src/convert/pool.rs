@@ -40,7 +40,7 @@ pub fn pool(object: &SpiderIPPool) -> Result<Pool, Invalid> {
         node_names: spec.node_name.clone(),
         namespace_names: spec.namespace_name.clone(),
         multus_names: spec.multus_name.clone(),
-        unimplemented: unimplemented.iter().filter(|(_, set)| *set).map(|(name, _)| (*name).to_owned()).collect(),
+        unimplemented: unimplemented.iter().filter(|(_, set)| *set).map(|(name, _)| format!("spec.{name}")).collect(),
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
     })
     .map_err(|e| invalid(object, e))
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn fields_that_are_not_implemented_are_named() {
         let p = of(json!({"subnet": "10.26.0.0/16", "podAffinity": {"matchLabels": {"a": "b"}}, "nodeAffinity": {}})).unwrap();
-        assert_eq!(p.unimplemented, ["podAffinity", "nodeAffinity"]);
+        assert_eq!(p.unimplemented, ["spec.podAffinity", "spec.nodeAffinity"]);
     }
 
     #[test]
