@@ -1,6 +1,7 @@
 //! Steps that the kernel carries out, as netlink requests, files and frames. Blocking.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use model::{IfName, Rule};
@@ -15,6 +16,15 @@ use crate::exec::{Done, Failed};
 /// A veth or macvlan has carrier within milliseconds of being up. Where the parent has none, waiting longer would
 /// only make the caller wait: `arp_notify` and `ndisc_notify` make the kernel announce when it comes.
 const CARRIER_WAIT: Duration = Duration::from_secs(1);
+
+/// Every kernel with IPv6 has it in each namespace, and none without (also where `ipv6.disable=1` was given at boot).
+const IPV6_PROBE: &str = "net/ipv6/conf/all/disable_ipv6";
+
+/// Whether a sysctl of IPv6 could not be written because there is no IPv6 at all. What it is to prevent or allow cannot happen.
+fn is_without_ipv6<T>(key: &str, e: &netlink::Error, probe: impl FnOnce() -> Result<T, netlink::Error>) -> bool {
+    let absent = |e: &netlink::Error| matches!(e, netlink::Error::Sysctl { source, .. } if source.kind() == ErrorKind::NotFound);
+    key.replace('.', "/").starts_with("net/ipv6/") && absent(e) && probe().is_err_and(|e| absent(&e))
+}
 
 pub(super) struct Kernel<'a> {
     pub host_netns: &'a Netns,
@@ -35,7 +45,17 @@ impl Kernel<'_> {
 
     fn alone(&self, step: &Step) -> Result<Done, StepError> {
         match step {
-            Step::SetSysctl { ns, key, value, .. } => netlink::sysctl::write(Some(self.netns(*ns)?), key, value)?,
+            Step::SetSysctl { ns, key, value, .. } => {
+                let netns = Some(self.netns(*ns)?);
+                if let Err(e) = netlink::sysctl::write(netns, key, value) {
+                    let probe = || netlink::sysctl::read(netns, IPV6_PROBE);
+                    if !is_without_ipv6(key, &e, probe) {
+                        return Err(e.into());
+                    }
+                    tracing::debug!(key, "not set: this kernel has no ipv6");
+                    return Ok(Done::AlreadySo);
+                }
+            }
             Step::SetTxChecksum { ns, dev, on } => {
                 if !netlink::set_tx_checksum(Some(self.netns(*ns)?), dev, *on)? {
                     return Ok(Done::AlreadySo);
@@ -299,5 +319,32 @@ impl Names {
             Some(rules) => Ok(rules),
             empty => Ok(empty.insert(socket.rules()?)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sysctl_of_ipv6_counts_as_set_only_where_there_is_no_ipv6() {
+        let failed = |kind: ErrorKind| netlink::Error::Sysctl { act: "write", key: "k".into(), source: kind.into() };
+        let (absent, denied) = (failed(ErrorKind::NotFound), failed(ErrorKind::PermissionDenied));
+        let none = || Err::<String, _>(failed(ErrorKind::NotFound));
+        let there = || Ok("0".to_owned());
+        for key in ["net/ipv6/conf/eth0.100/accept_ra", "net.ipv6.conf.all.forwarding"] {
+            assert!(is_without_ipv6(key, &absent, none), "{key}");
+            // The interface is not there, or it may not be written: an error.
+            assert!(!is_without_ipv6(key, &absent, there), "{key}");
+            assert!(!is_without_ipv6(key, &denied, none), "{key}");
+            assert!(!is_without_ipv6(key, &absent, || Err::<String, _>(failed(ErrorKind::PermissionDenied))), "{key}");
+        }
+        assert!(!is_without_ipv6("net/ipv4/ip_forward", &absent, none));
+    }
+
+    #[test]
+    fn this_kernel_answers_the_probe_as_it_has_ipv6() {
+        let has = std::path::Path::new("/proc/net/if_inet6").exists();
+        assert_eq!(netlink::sysctl::read(None, IPV6_PROBE).is_ok(), has);
     }
 }
