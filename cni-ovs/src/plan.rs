@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use cni_plugin::fields::wrong;
+use cni_plugin::garbage::Stays;
 use cni_plugin::nic;
 use model::observed::{Look, Observed, Ovs, OvsBridge, OvsPort, Scope};
-use model::{AttachmentId, IfName, MacAddr, Mtu, Owner, RunBy, Tag, Trunks};
+use model::{IfName, MacAddr, Mtu, Owner, RunBy, Tag, Trunks};
 use planner::step::{Interface, LinkSet, Port, PortSet, Veth};
 use planner::{Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
 
@@ -230,19 +231,16 @@ impl Conf {
     }
 }
 
-/// GC where there is no agent: ports of this network that no valid attachment owns, with their links. Only what a plugin alone
-/// has made: the agent's own attachments are the agent's.
-pub fn garbage(network: &str, valid: &[AttachmentId], seen: &Observed) -> Plan {
+/// GC where there is no agent: ports that nobody stands for any more, with their links. Only what a plugin alone has made: the
+/// agent's own attachments are the agent's.
+pub fn garbage(stays: &Stays<'_>, seen: &Observed) -> Plan {
     let mut plan = Plan::default();
     let ports = seen.ovs.iter().flat_map(|o| &o.bridges).flat_map(|b| b.ports.iter().map(move |p| (b, p)));
     for (bridge, port) in ports {
         let get = |key: &str| port.external_ids.get(key).map(String::as_str);
         let Some(attachment) = get(Owner::OVS_KEY).and_then(|id| id.parse().ok()) else { continue };
         let owner = Owner { attachment, by: RunBy::Alone };
-        if get(Owner::OVS_BY_KEY) != Some(by_text(&owner))
-            || get(NETWORK_KEY) != Some(network)
-            || valid.contains(&owner.attachment)
-        {
+        if get(Owner::OVS_BY_KEY) != Some(by_text(&owner)) || !stays.is_garbage(&owner, NETWORK_KEY, &port.external_ids) {
             continue;
         }
         if let Ok(name) = IfName::new(bridge.name.as_str()) {

@@ -3,6 +3,7 @@
 use super::*;
 use cni::Request;
 use cni::request::RawCall;
+use cni_plugin::garbage::{PROCESS_KEY, RUNTIME_KEY, Stays};
 use model::observed::{Link, LinkKind, NetnsState, Observed, Ovs, OvsBridge, OvsInterface, OvsPort};
 use model::{AttachmentId, IfName, Mtu, Owner, RunBy, Tag, Trunks};
 use planner::{Attach, Class, Gateways, MainPlugin, Nic, NicRoute, Plan, Refusal, Step};
@@ -425,19 +426,30 @@ fn the_result_has_both_ends() {
     assert!(v["interfaces"][0]["mac"].as_str().unwrap().starts_with("fe:"));
 }
 
-#[test]
-fn gc_takes_only_what_a_plugin_alone_left_on_this_network() {
-    let h = host_name();
-    let id = attach().owner.attachment;
+/// A port as a plugin alone leaves it, by this runtime and process.
+fn left_alone(runtime: &str, process: &str) -> Observed {
     let mut s = added(json!({}));
-    assert!(garbage("net", &[], &s).is_empty(), "the agent's");
     let alone = Owner { by: RunBy::Alone, ..attach().owner };
-    s.ovs.as_mut().unwrap().bridges[0].ports.last_mut().unwrap().external_ids.insert(Owner::OVS_BY_KEY.into(), "alone".into());
+    let ids = &mut s.ovs.as_mut().unwrap().bridges[0].ports.last_mut().unwrap().external_ids;
+    for (key, value) in [(Owner::OVS_BY_KEY, "alone"), (RUNTIME_KEY, runtime), (PROCESS_KEY, process)] {
+        ids.insert(key.into(), value.into());
+    }
     s.host.links[0].alias = Some(alone.alias());
-    assert_eq!(
-        garbage("net", &[], &s).to_string(),
-        format!("  1. delete port {h} from bridge br1\n  2. delete link {h} (host)\n")
-    );
-    assert!(garbage("net", &[id], &s).is_empty(), "still valid");
-    assert!(garbage("other", &[], &s).is_empty(), "another network's");
+    s
+}
+
+#[test]
+fn gc_takes_only_what_a_plugin_alone_left_on_this_network_for_this_runtime() {
+    let h = host_name();
+    let id = [attach().owner.attachment];
+    let running = |p: &str| p == "7/1";
+    let stays = Stays { network: "net", runtime: "/usr/bin/podman", valid: &[], is_running: &running };
+    assert!(garbage(&stays, &added(json!({}))).is_empty(), "the agent's");
+    let s = left_alone("/usr/bin/podman", "8/1");
+    assert_eq!(garbage(&stays, &s).to_string(), format!("  1. delete port {h} from bridge br1\n  2. delete link {h} (host)\n"));
+    assert!(garbage(&Stays { valid: &id, ..stays }, &s).is_empty(), "still valid");
+    assert!(garbage(&Stays { network: "other", ..stays }, &s).is_empty(), "another network's");
+    assert!(garbage(&Stays { runtime: "/usr/bin/nomad", ..stays }, &s).is_empty(), "another runtime's");
+    assert!(garbage(&stays, &left_alone("/usr/bin/podman", "7/1")).is_empty(), "still being added");
+    assert!(garbage(&Stays { runtime: "", ..stays }, &left_alone("", "8/1")).is_empty(), "nobody's");
 }

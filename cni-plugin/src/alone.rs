@@ -2,16 +2,17 @@
 //! Keeps nothing on disk: what is ours carries its mark, and DEL finds it by that.
 
 use cni::{AddResult, Error, Request, Verb, shim};
+use model::RunBy;
 use model::observed::{Look, Observed, Scope};
-use model::{AttachmentId, RunBy};
-use planner::{MainPlugin, Nic, Plan};
+use planner::{MainPlugin, Nic, Plan, Step};
 use plumbing::{ApplyError, Host, HostError, LinuxHost, Netns};
 use serde_json::Value;
 
 use crate::attach::{attach_of, check_error, error_of, nic_of, nic_of_prev, result_of};
+use crate::garbage::{PROCESS_KEY, RUNTIME_KEY, Stays};
 
-/// (network name, attachments that are valid, what is there) to the steps that take the rest away.
-pub type Garbage = fn(&str, &[AttachmentId], &Observed) -> Plan;
+/// What is to stay and what is there, to the steps that take the rest away.
+pub type Garbage = fn(&Stays<'_>, &Observed) -> Plan;
 
 /// One call, with what the particular plugin brings.
 #[allow(missing_debug_implementations, reason = "a trait object and a function have nothing to show")]
@@ -78,6 +79,7 @@ impl Alone<'_> {
             let nic = ipam.as_ref().map(nic_of).unwrap_or_default();
             let attach = attach_of(self.request, nic, RunBy::Alone)?;
             let plan = self.plugin.plan_add(&attach, &seen).map_err(|r| error_of(&r))?;
+            let plan = told(plan, &shim::parent::runtime(&self.request.path), &shim::parent::this_process());
             let result = result_of(&attach, &plan, self.request, ipam.as_ref())?;
             host.apply(netns, &plan).await.map_err(|e| apply_error(&e))?;
             Ok(result.to_value(self.request.conf.version))
@@ -147,14 +149,44 @@ impl Alone<'_> {
 
     async fn collect(&self, host: &LinuxHost) -> Result<(), Error> {
         let conf = &self.request.conf;
-        if let (Some(gc), Some(valid)) = (self.gc, &conf.valid_attachments) {
-            let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: self.ovsdb.is_some() };
-            let seen = host.observe(None, &scope).await.map_err(|e| look_error(&e))?;
-            let ids: Vec<_> = valid.iter().map(cni::Attachment::id).collect();
-            host.apply(None, &gc(&conf.name, &ids, &seen)).await.map_err(|e| apply_error(&e))?;
+        let Some(valid) = &conf.valid_attachments else {
+            return Err(Error::config("cni.dev/valid-attachments is missing, GC needs the list of attachments that stay"));
+        };
+        let own = match self.gc {
+            Some(gc) => {
+                let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: self.ovsdb.is_some() };
+                let seen = host.observe(None, &scope).await.map_err(|e| look_error(&e))?;
+                let valid: Vec<_> = valid.iter().map(cni::Attachment::id).collect();
+                let stays = Stays {
+                    network: &conf.name,
+                    runtime: &shim::parent::runtime(&self.request.path),
+                    valid: &valid,
+                    is_running: &shim::parent::is_running,
+                };
+                host.apply(None, &gc(&stays, &seen)).await.map_err(|e| apply_error(&e))
+            }
+            None => Ok(()),
+        };
+        // Asked whatever became of ours.
+        match (own, self.ipam(Verb::Gc)) {
+            (own, Ok(())) => own,
+            (Ok(()), Err(ipam)) => Err(ipam),
+            (Err(e), Err(ipam)) => Err(e.with_details(format!("and the ipam plugin failed: {ipam}"))),
         }
-        self.ipam(Verb::Gc)
     }
+}
+
+/// The plan, whose ports say by which runtime's call they are made and which process is at it: for GC, which has neither a
+/// journal nor the other calls.
+fn told(mut plan: Plan, runtime: &str, process: &str) -> Plan {
+    for step in &mut plan.steps {
+        if let Step::AddPort { port, .. } = step {
+            for (key, value) in [(RUNTIME_KEY, runtime), (PROCESS_KEY, process)] {
+                port.set.external_ids.insert(key.to_owned(), Some(value.to_owned()));
+            }
+        }
+    }
+    plan
 }
 
 /// The host could not be looked at: nothing was changed, and it may work later.
@@ -178,4 +210,27 @@ fn chain(e: &dyn std::error::Error) -> String {
         next = e.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use model::IfName;
+    use planner::step::{Port, PortSet};
+
+    use super::*;
+
+    #[test]
+    fn a_port_made_alone_says_by_whom_also_when_it_is_undone() {
+        let bridge = IfName::new("br1").expect("a short name");
+        let port = Port { name: "veth1".to_owned(), interfaces: Vec::new(), set: PortSet::default() };
+        let plan: Plan = [Step::AddPort { bridge, port }].into_iter().collect();
+        let plan = told(plan, "/usr/bin/podman", "7/1");
+        let undo = plan.undo(1);
+        for step in plan.steps.iter().chain(&undo.steps) {
+            let (Step::AddPort { port, .. } | Step::DelPort { port, .. }) = step else { panic!("{step}") };
+            let get = |key: &str| port.set.external_ids.get(key).cloned().flatten();
+            assert_eq!(get(RUNTIME_KEY).as_deref(), Some("/usr/bin/podman"));
+            assert_eq!(get(PROCESS_KEY).as_deref(), Some("7/1"));
+        }
+    }
 }

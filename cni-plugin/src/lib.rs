@@ -5,6 +5,7 @@
 pub mod alone;
 pub mod attach;
 pub mod fields;
+pub mod garbage;
 pub mod nic;
 
 pub use attach::{attach_of, check_error, error_of, nic_of, result_of};
