@@ -7,9 +7,11 @@
 pub mod addresses;
 pub mod coordinator;
 pub mod foreign;
+mod gc;
 pub mod meta;
 pub mod nic;
 pub mod pools;
+mod ready;
 mod take;
 
 use std::collections::{HashMap, HashSet};
@@ -34,6 +36,7 @@ use crate::endpoints::Endpoints;
 use crate::events::{Events, Reason};
 use crate::journal::{self, Entry, Journal, JournalError, Key, NetnsRef, Role, State, Work};
 use crate::leases::Leases;
+use crate::spool::Spool;
 
 /// Who the agent is and where its files are.
 #[derive(Debug, Clone)]
@@ -45,6 +48,10 @@ pub struct Me {
     pub cni_conf_dir: PathBuf,
     /// Cluster network where the meta plugin's configuration names none.
     pub primary: Option<String>,
+    /// Where plugins leave their DELs while no agent runs.
+    pub spool: PathBuf,
+    /// The database of Open vSwitch that the host is connected to, as the flag names it.
+    pub ovsdb: Option<String>,
 }
 
 /// Everything a call needs, warm.
@@ -57,6 +64,7 @@ pub struct Agent<H> {
     pub leases: Arc<Leases>,
     pub endpoints: Arc<Endpoints>,
     pub events: Events,
+    pub spool: Spool,
     /// By pool: addresses that turned out to be taken.
     learned: Mutex<HashMap<String, Learnt>>,
     coordinating: tokio::sync::Mutex<()>,
@@ -86,6 +94,8 @@ pub struct Turn<'a> {
     pub netns: Option<&'a Netns>,
     pub abort: &'a Abort,
     pub known: &'a Known,
+    /// Program of the runtime that called; empty where that cannot be told.
+    pub runtime: &'a str,
 }
 
 /// What the meta plugin knows about a delegate, and a bare call does not.
@@ -136,7 +146,7 @@ impl Kind {
         (request.conf.ipam_type() == Some("spiderpool")).then_some(Kind::Spiderpool)
     }
 
-    fn role(self) -> Option<Role> {
+    pub(crate) fn role(self) -> Option<Role> {
         match self {
             Kind::Ovs | Kind::Macvlan => Some(Role::Main),
             Kind::Coordinator => Some(Role::Coordinator),
@@ -160,6 +170,7 @@ impl<H: Host + 'static> Agent<H> {
         events: Events,
     ) -> Self {
         Self {
+            spool: Spool::new(me.spool.clone()),
             me,
             host,
             client,
@@ -228,29 +239,6 @@ impl<H: Host + 'static> Agent<H> {
         meta::nics_of_pod(pod, current, self.me.primary.as_deref()).map_err(|e| e.to_cni())
     }
 
-    async fn gc<R: Runner>(&self, request: &Request, runner: &mut R) -> Result<(), Error> {
-        let Some(role) = Kind::of_call(request).and_then(Kind::role) else { return Ok(()) };
-        let Some(valid) = &request.conf.valid_attachments else {
-            return Err(Error::config("cni.dev/valid-attachments is missing, GC needs the list of attachments that stay"));
-        };
-        let stays = |k: &Key| valid.iter().any(|a| a.container_id == k.container_id && a.ifname.as_str() == k.ifname);
-        let stale = self.journal.all().into_iter().filter(|e| {
-            // What is being added began after the runtime made its list, or at least is not finished.
-            e.key.role == role && e.network == request.conf.name && e.state != State::Adding && !stays(&e.key)
-        });
-        let mut failed = Vec::new();
-        for e in stale.collect::<Vec<_>>() {
-            if let Err(error) = self.take_away(&e, runner).await {
-                failed.push(format!("{} {}: {error}", e.key.container_id, e.key.ifname));
-            }
-        }
-        if failed.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::new(Error::TRY_AGAIN, "failed to take away stale attachments").with_details(failed.join("; ")))
-        }
-    }
-
     /// Takes away what an entry stands for, as its DEL would.
     pub(crate) async fn take_away<R: Runner>(&self, entry: &Entry, runner: &mut R) -> Result<(), Error> {
         let abort = Abort::new();
@@ -264,7 +252,9 @@ impl<H: Host + 'static> Agent<H> {
                 let request = del_request(entry, &c.conf, &c.args, &c.path)?;
                 let netns = living_netns(entry);
                 let known = Known::default();
-                self.nic_del(Turn { request: &request, netns: netns.as_ref(), abort: &abort, known: &known }, runner).await
+                let turn =
+                    Turn { request: &request, netns: netns.as_ref(), abort: &abort, known: &known, runtime: &entry.runtime };
+                self.nic_del(turn, runner).await
             }
             Work::Meta(_) => {
                 let netns = living_netns(entry);
@@ -327,13 +317,33 @@ impl<H: Host + 'static> Agent<H> {
 
 impl<H: Host + 'static> Handler for Agent<H> {
     async fn call<R: Runner>(&self, call: &Call, netns: Option<OwnedFd>, runner: &mut R, abort: &Abort) -> Result<Value, Error> {
+        let done = self.serve(call, netns, runner, abort).await;
+        // Not after ADD, which a pod's start waits for.
+        if matches!(call.verb, Verb::Del | Verb::Gc | Verb::Status) {
+            self.drain_by(runner).await;
+        }
+        done
+    }
+
+    async fn take_back(&self, call: &Call) {
+        let Ok(request) = call.request() else { return };
+        let Some(role) = Kind::of_call(&request).and_then(Kind::role) else { return };
+        let Some(entry) = self.journal.get(&Key::new(&call.container_id, &call.ifname, role)) else { return };
+        if let Err(error) = self.take_away(&entry, &mut NoRunner).await {
+            tracing::warn!(container = call.container_id, ifname = call.ifname, %error, "failed to take back what nobody heard of; the runtime's DEL or the next start will");
+        }
+    }
+}
+
+impl<H: Host + 'static> Agent<H> {
+    async fn serve<R: Runner>(&self, call: &Call, netns: Option<OwnedFd>, runner: &mut R, abort: &Abort) -> Result<Value, Error> {
         let request = call.request()?;
         let kind = Kind::of_call(&request)
             .ok_or_else(|| Error::config(format!("type {:?}: the agent runs no such plugin", request.conf.kind)))?;
         match request.verb {
             Verb::Version => return Ok(cni::version::reply(&serde_json::to_vec(&call.stdin).unwrap_or_default())),
-            Verb::Status => return self.status(kind).await.map(|()| Value::Null),
-            Verb::Gc => return self.gc(&request, runner).await.map(|()| Value::Null),
+            Verb::Status => return self.status(kind, &request, runner).await.map(|()| Value::Null),
+            Verb::Gc => return self.gc(&request, &call.runtime, runner).await.map(|()| Value::Null),
             Verb::Add | Verb::Del | Verb::Check => {}
         }
         let netns = match netns {
@@ -350,7 +360,7 @@ impl<H: Host + 'static> Handler for Agent<H> {
             }
         };
         let known = Known::default();
-        let turn = Turn { request: &request, netns: netns.as_ref(), abort, known: &known };
+        let turn = Turn { request: &request, netns: netns.as_ref(), abort, known: &known, runtime: &call.runtime };
         let began = tokio::time::Instant::now();
         let done = self.run_own(kind, turn, runner).await;
         let (verb, pod, container, name) = (request.verb, request.pod(), &request.container_id, &call.ifname);
@@ -369,26 +379,6 @@ impl<H: Host + 'static> Handler for Agent<H> {
                 Err(e)
             }
         }
-    }
-
-    async fn take_back(&self, call: &Call) {
-        let Ok(request) = call.request() else { return };
-        let Some(role) = Kind::of_call(&request).and_then(Kind::role) else { return };
-        let Some(entry) = self.journal.get(&Key::new(&call.container_id, &call.ifname, role)) else { return };
-        if let Err(error) = self.take_away(&entry, &mut NoRunner).await {
-            tracing::warn!(container = call.container_id, ifname = call.ifname, %error, "failed to take back what nobody heard of; the runtime's DEL or the next start will");
-        }
-    }
-}
-
-impl<H: Host + 'static> Agent<H> {
-    /// Fails only for the pod's network itself.
-    async fn status(&self, kind: Kind) -> Result<(), Error> {
-        if kind != Kind::Mooring {
-            return Ok(());
-        }
-        let ready = self.caches.ready_for_networks().await;
-        ready.map_err(|e| Error::new(Error::NOT_AVAILABLE, format!("the agent cannot add pods: {e}")))
     }
 }
 
@@ -419,7 +409,8 @@ pub(crate) fn del_request(entry: &Entry, conf: &Value, args: &str, path: &str) -
     let raw = cni::request::RawCall {
         command: Verb::Del.as_str().to_owned(),
         container_id: entry.key.container_id.clone(),
-        netns: entry.netns.as_ref().map(|n| n.path.clone()).unwrap_or_default(),
+        // Another namespace may be at that path by now: a foreign plugin is not to be led there.
+        netns: living_netns(entry).and_then(|_| entry.netns.as_ref()).map(|n| n.path.clone()).unwrap_or_default(),
         ifname: entry.key.ifname.clone(),
         args: args.to_owned(),
         path: path.to_owned(),
@@ -431,6 +422,11 @@ pub(crate) fn del_request(entry: &Entry, conf: &Value, args: &str, path: &str) -
 pub(crate) fn living_netns(entry: &Entry) -> Option<Netns> {
     let noted = entry.netns.as_ref()?;
     Netns::open(&noted.path).ok().filter(|n| n.id().dev == noted.dev && n.id().ino == noted.ino)
+}
+
+/// Whether this is the namespace that ADD saw; where none is noted, any is.
+pub(crate) fn is_noted(entry: &Entry, netns: &Netns) -> bool {
+    entry.netns.as_ref().is_none_or(|noted| netns.id().ino == noted.ino && netns.id().dev == noted.dev)
 }
 
 pub(crate) fn netns_ref(netns: &Netns, path: Option<&str>) -> NetnsRef {

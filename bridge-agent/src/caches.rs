@@ -12,16 +12,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::{NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderReservedIP};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::utils::Backoff as StreamBackoff;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
 use model::PodRef;
-use runtime::Shutdown;
+use runtime::{Backoff, Shutdown};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// All agents of a cluster may start at once (a roll-out): their first lists are spread over this time.
 const START_JITTER: Duration = Duration::from_millis(500);
@@ -233,6 +235,22 @@ impl Caches {
         ready(&self.namespaces, "Namespaces", READY_WAIT).await
     }
 
+    /// Of what an ADD looks at, the first that has never been listed.
+    pub fn missing(&self) -> Option<&'static str> {
+        fn is_ready<K: Resource<DynamicType = ()> + Clone + 'static>(store: &Store<K>) -> bool {
+            store.wait_until_ready().now_or_never().is_some_and(|r| r.is_ok())
+        }
+        [
+            ("Pods", is_ready(&self.pods)),
+            ("NetworkAttachmentDefinitions", is_ready(&self.nads)),
+            ("SpiderIPPools", is_ready(&self.pools)),
+            ("SpiderReservedIPs", is_ready(&self.reserved)),
+            ("Namespaces", is_ready(&self.namespaces)),
+        ]
+        .into_iter()
+        .find_map(|(what, ready)| (!ready).then_some(what))
+    }
+
     pub async fn ready_for_networks(&self) -> Result<(), CacheError> {
         ready(&self.nads, "NetworkAttachmentDefinitions", READY_WAIT).await
     }
@@ -344,7 +362,7 @@ impl Caches {
         let shutdown = self.shutdown.clone();
         let name = pool.to_owned();
         let task = tokio::spawn(async move {
-            let mut events = Box::pin(watcher(api, config).default_backoff());
+            let mut events = Box::pin(watcher(api, config).backoff(WatchBackoff::new()));
             let mut seen = false;
             loop {
                 let event = tokio::select! {
@@ -385,6 +403,41 @@ where
     }
 }
 
+/// Between tries of a watch: kube's own rises to 30 s, in which a node would go on with what it knew before an outage of the
+/// API server. With 5 s a node's seven watches make about two requests a second during one.
+#[derive(Debug)]
+struct WatchBackoff {
+    inner: Backoff,
+    last: Instant,
+}
+
+const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// A watch that fails right after its list is no success: the waits begin anew only after it held for so long.
+const WATCH_HELD: Duration = Duration::from_secs(30);
+
+impl WatchBackoff {
+    fn new() -> Self {
+        Self { inner: Backoff::new(WATCH_RETRY.0, WATCH_RETRY.1), last: Instant::now() }
+    }
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        if self.last.elapsed() > WATCH_HELD {
+            self.inner.reset();
+        }
+        self.last = Instant::now();
+        Some(self.inner.next_wait())
+    }
+}
+
+impl StreamBackoff for WatchBackoff {
+    /// Called with every event that arrives; see `WATCH_HELD`.
+    fn reset(&mut self) {}
+}
+
 /// Starts one watch; the counter goes up with every event.
 fn follow<K>(api: Api<K>, config: watcher::Config, shutdown: &Shutdown) -> (Store<K>, watch::Receiver<u64>)
 where
@@ -400,7 +453,7 @@ where
             () = tokio::time::sleep(spread) => {}
         }
         let strip = |o: &mut K| o.meta_mut().managed_fields = None;
-        let mut events = Box::pin(watcher(api, config).default_backoff().modify(strip));
+        let mut events = Box::pin(watcher(api, config).backoff(WatchBackoff::new()).modify(strip));
         loop {
             let event = tokio::select! {
                 () = shutdown.wait() => return,
@@ -422,4 +475,26 @@ where
 /// Evenly in [0, 1): each `RandomState` has keys of its own.
 fn unit_random() -> f64 {
     (std::collections::hash_map::RandomState::new().build_hasher().finish() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_is_tried_again_within_five_seconds_and_quickly_after_it_held() {
+        let mut b = WatchBackoff::new();
+        let first = b.next().unwrap();
+        assert!(first <= WATCH_RETRY.0, "{first:?}");
+        for _ in 0..50 {
+            let wait = b.next().unwrap();
+            assert!(wait <= Duration::from_secs(5), "{wait:?}");
+            tokio::time::advance(wait).await;
+            // The list succeeded, and the watch failed at once.
+            b.reset();
+        }
+        assert!(b.next().unwrap() > Duration::from_secs(2));
+        tokio::time::advance(WATCH_HELD + Duration::from_secs(1)).await;
+        assert!(b.next().unwrap() <= WATCH_RETRY.0);
+    }
 }

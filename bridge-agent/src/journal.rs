@@ -75,6 +75,9 @@ pub struct Entry {
     pub netns: Option<NetnsRef>,
     /// CNI `name`.
     pub network: String,
+    /// Program of the runtime whose call it was; empty where that could not be told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime: String,
     pub work: Work,
 }
 
@@ -264,6 +267,11 @@ impl Journal {
         self.lock().live.values().cloned().collect()
     }
 
+    /// The last record could not be written; the next one that can mends it.
+    pub fn is_broken(&self) -> bool {
+        self.lock().broken
+    }
+
     pub fn is_empty(&self) -> bool {
         self.lock().live.is_empty()
     }
@@ -340,6 +348,7 @@ mod tests {
             pod: None,
             netns: Some(NetnsRef { path: "/run/netns/x".into(), dev: 4, ino: 4026532000 }),
             network: "n".into(),
+            runtime: "/usr/bin/containerd".into(),
             work: Work::Main(Call {
                 conf: serde_json::json!({"type": "cni-ovs", "bridge": "br1"}),
                 args: String::new(),

@@ -13,5 +13,6 @@ pub mod journal;
 pub mod leases;
 pub mod node;
 pub mod run;
+pub mod spool;
 pub mod status;
 pub mod sweep;

@@ -14,12 +14,14 @@ use kube::Client;
 use model::desired::NodeDesired;
 use model::observed::{Look, Observed, Scope};
 use planner::node::{self, BridgePlan, Verdict};
-use plumbing::Host;
+use plumbing::{Host, HostError};
 use runtime::Shutdown;
 use tokio::time::Instant;
 
+use crate::attach::coordinator::COORDINATOR;
 use crate::caches::Caches;
 use crate::cni_server::with_causes;
+use crate::journal::Journal;
 use crate::status::{self, Outcome};
 
 /// Drift that no event told of is found by then; a look at everything costs some milliseconds.
@@ -42,6 +44,7 @@ pub struct NodeLoop<H> {
     host: Arc<H>,
     client: Client,
     caches: Caches,
+    journal: Arc<Journal>,
     node: String,
     agent_id: String,
     held: BTreeMap<String, Held>,
@@ -58,11 +61,12 @@ impl<H> std::fmt::Debug for NodeLoop<H> {
 }
 
 impl<H: Host + 'static> NodeLoop<H> {
-    pub fn new(host: Arc<H>, client: Client, caches: Caches, node: &str, agent_id: &str) -> Self {
+    pub fn new(host: Arc<H>, client: Client, caches: Caches, journal: Arc<Journal>, node: &str, agent_id: &str) -> Self {
         Self {
             host,
             client,
             caches,
+            journal,
             node: node.to_owned(),
             agent_id: agent_id.to_owned(),
             held: BTreeMap::new(),
@@ -116,13 +120,17 @@ impl<H: Host + 'static> NodeLoop<H> {
             failures.insert(name, Outcome::failed("InvalidSpec", invalid.to_string()));
         }
         let mut settled = true;
+        let mut cni = self.cni_fault();
         let seen = match self.settle(specs, &desired, &mut failures).await {
             Ok(seen) => seen,
-            Err(message) => {
+            Err(e) => {
+                let message = with_causes(&e);
                 tracing::warn!(message, "failed to look at the host, will retry");
                 for b in specs {
                     failures.entry(b.name.clone()).or_insert_with(|| Outcome::failed("HostUnreadable", message.clone()));
                 }
+                let reason = if matches!(e, HostError::Ovs { .. }) { "OpenVSwitchDown" } else { "HostUnreadable" };
+                cni.get_or_insert_with(|| Outcome::failed(reason, message));
                 settled = false;
                 Observed::default()
             }
@@ -132,6 +140,7 @@ impl<H: Host + 'static> NodeLoop<H> {
         for (name, h) in &self.held {
             failures.entry(name.clone()).or_insert_with(|| Outcome::failed("HeldAfterRollback", h.message.clone()));
         }
+        let coordinator = self.caches.coordinator(COORDINATOR);
         let now = status::Now {
             network,
             agent_id: &self.agent_id,
@@ -139,6 +148,8 @@ impl<H: Host + 'static> NodeLoop<H> {
             failures: &failures,
             changes: &self.changes,
             seen: &seen,
+            cni: cni.as_ref(),
+            coordinator: coordinator.as_deref(),
         };
         if let Err(error) = status::write(&self.client, &self.node, &now).await {
             tracing::warn!(error = with_causes(&error), "failed to write the status of the NodeNetwork, will retry");
@@ -147,13 +158,25 @@ impl<H: Host + 'static> NodeLoop<H> {
         settled
     }
 
+    /// What keeps ADDs from being served, beside the host.
+    fn cni_fault(&self) -> Option<Outcome> {
+        if self.journal.is_broken() {
+            return Some(Outcome::failed(
+                "JournalUnwritable",
+                "the journal cannot be written: is the run directory's file system full",
+            ));
+        }
+        let what = self.caches.missing()?;
+        Some(Outcome::failed("CacheNotReady", format!("the first list of {what} from the api server is not there yet")))
+    }
+
     /// Plans and applies until nothing changes any more. Returns the last look.
     async fn settle(
         &mut self,
         specs: &[BridgeOnNode],
         desired: &NodeDesired,
         failures: &mut BTreeMap<String, Outcome>,
-    ) -> Result<Observed, String> {
+    ) -> Result<Observed, HostError> {
         let mut seen = self.look().await?;
         for pass in 0..PASSES {
             let mut changed = false;
@@ -198,9 +221,9 @@ impl<H: Host + 'static> NodeLoop<H> {
         }
     }
 
-    async fn look(&self) -> Result<Observed, String> {
+    async fn look(&self) -> Result<Observed, HostError> {
         let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: true };
-        self.host.observe(None, &scope).await.map_err(|e| with_causes(&e))
+        self.host.observe(None, &scope).await
     }
 
     /// A change that this agent rolled back before it was restarted is still held.

@@ -22,6 +22,8 @@ use crate::node::NodeLoop;
 
 /// Name of the journal in the run directory.
 pub const JOURNAL: &str = "journal";
+/// Name of the spool in the state directory: a DEL that waits outlives a boot.
+pub const SPOOL: &str = "spool";
 /// The name under which the stand-in for the API lets this process delete leases.
 const ACCOUNT: &str = "mooring-agent";
 
@@ -35,6 +37,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub cni_conf_dir: PathBuf,
     pub primary: Option<String>,
+    /// As the flag has it; none: this node has no Open vSwitch.
+    pub ovsdb: Option<String>,
 }
 
 /// The agent of this host, until the shutdown.
@@ -45,8 +49,9 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
             .await
             .context("no kubeconfig, and not in a cluster: name the socket of mooring-standalone with --api-socket")?,
     };
-    let ovsdb = if args.ovsdb.is_empty() { None } else { Some(args.ovsdb.parse().context("--ovsdb")?) };
-    let host = LinuxHost::new(ovsdb).await.context("failed to open the host's netlink")?;
+    let ovsdb = Some(args.ovsdb).filter(|o| !o.is_empty());
+    let endpoint = ovsdb.as_deref().map(|o| o.parse().context("--ovsdb")).transpose()?;
+    let host = LinuxHost::new(endpoint).await.context("failed to open the host's netlink")?;
     let config = Config {
         node: args.node,
         namespace: args.namespace,
@@ -55,6 +60,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         run_dir: args.run_dir,
         cni_conf_dir: args.cni_conf_dir,
         primary: args.primary,
+        ovsdb,
     };
     run_on(Arc::new(host), client, config, shutdown).await
 }
@@ -80,19 +86,34 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
         namespace: config.namespace,
         cni_conf_dir: config.cni_conf_dir,
         primary: config.primary,
+        spool: config.state_dir.join(SPOOL),
+        ovsdb: config.ovsdb,
     };
-    let agent =
-        Arc::new(Agent::new(me, host.clone(), client.clone(), caches.clone(), journal, leases, endpoints.clone(), events));
+    let agent = Arc::new(Agent::new(
+        me,
+        host.clone(),
+        client.clone(),
+        caches.clone(),
+        journal.clone(),
+        leases,
+        endpoints.clone(),
+        events,
+    ));
+    agent.spool.prepare().with_context(|| format!("failed to make the spool in {}", config.state_dir.display()))?;
+    // Before the sweep: with the journal as it was, a DEL needs nobody to look up what it is about.
+    let drained = agent.drain_at_start().await;
+    tracing::info!(?drained, "carried out what was deleted meanwhile");
     let swept = agent.sweep().await;
     tracing::info!(?swept, "compared the journal with the host");
     // Only now: no call comes in while an earlier life is tidied up.
     let server = Server::bind(&config.cni_socket)?;
-    let node = NodeLoop::new(host, client, caches, &config.node, &agent_id);
+    let node = NodeLoop::new(host, client, caches, journal, &config.node, &agent_id);
     tokio::join!(
         server.run(agent.clone(), shutdown.clone()),
         node.run(shutdown.clone()),
         endpoints.run(shutdown.clone()),
         agent.retry_releases(shutdown.clone()),
+        agent.drain_behind(shutdown.clone()),
         agent.sweep_leases(shutdown.clone()),
     );
     // The next agent makes its own; a caller that finds none is told so at once.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use api::mooring::node_network::{MAX_INTERFACES, MAX_PLAN_STEPS};
 use api::mooring::{BridgeOnNode, BridgePhase, BridgeState, InterfaceSummary};
-use api::{Condition, NodeNetwork};
+use api::spider::CoordinatorPhase;
+use api::{Condition, NodeNetwork, SpiderCoordinator};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -54,6 +55,10 @@ pub struct Now<'a> {
     /// Steps of the last change.
     pub changes: &'a BTreeMap<String, Vec<String>>,
     pub seen: &'a Observed,
+    /// Why no ADD can be served.
+    pub cni: Option<&'a Outcome>,
+    /// The SpiderCoordinator that pods are coordinated by, where there is one.
+    pub coordinator: Option<&'a SpiderCoordinator>,
 }
 
 /// Writes it where it differs.
@@ -62,7 +67,8 @@ pub async fn write(client: &Client, node: &str, now: &Now<'_>) -> Result<(), Sta
     let interfaces = interfaces(now.seen);
     let before = now.network.status.clone().unwrap_or_default();
     let ready = ready(&bridges, &before.conditions, now.network.metadata.generation);
-    let conditions = vec![ready];
+    let cni = cni_ready(now, &before.conditions);
+    let conditions: Vec<Condition> = [ready, cni].into_iter().chain(coordinator_ready(now, &before.conditions)).collect();
     let same = before.observed_generation == now.network.metadata.generation
         && before.agent_id.as_deref() == Some(now.agent_id)
         && before.bridges == bridges
@@ -202,11 +208,49 @@ fn ready(bridges: &[BridgeState], before: &[Condition], generation: Option<i64>)
             ("False", b.reason.clone().unwrap_or_else(|| "NotReady".to_owned()), text.join("; "))
         }
     };
-    let old = before.iter().find(|c| c.type_ == "Ready");
+    condition("Ready", status, reason, message, before, generation)
+}
+
+/// STATUS fails only for the pod network; for every other one this is the place that says it.
+fn cni_ready(now: &Now<'_>, before: &[Condition]) -> Condition {
+    let (status, reason, message) = match now.cni {
+        None => ("True", "Serving".to_owned(), "pods can be added".to_owned()),
+        Some(o) => ("False", o.reason.clone(), o.message.clone()),
+    };
+    condition("CNIReady", status, reason, message, before, now.network.metadata.generation)
+}
+
+/// A SpiderCoordinator that is NotReady gives what it has, and no pod waits for it: its routes to the cluster may be missing.
+fn coordinator_ready(now: &Now<'_>, before: &[Condition]) -> Option<Condition> {
+    let status = now.coordinator?.status.as_ref();
+    let (is, reason, message) = match status {
+        Some(s) if s.phase == CoordinatorPhase::Synced => ("True", "Synced", "its CIDRs are known".to_owned()),
+        Some(s) => {
+            let why = s.reason.clone().filter(|r| !r.is_empty()).unwrap_or_else(|| "no reason is given".to_owned());
+            ("False", "CoordinatorNotReady", format!("pods are coordinated with what it has: {why}"))
+        }
+        None => (
+            "False",
+            "CoordinatorNotReady",
+            "it has no status yet: pods are coordinated without the cluster's networks".to_owned(),
+        ),
+    };
+    Some(condition("CoordinatorReady", is, reason.to_owned(), message, before, now.network.metadata.generation))
+}
+
+fn condition(
+    kind: &str,
+    status: &str,
+    reason: String,
+    message: String,
+    before: &[Condition],
+    generation: Option<i64>,
+) -> Condition {
+    let old = before.iter().find(|c| c.type_ == kind);
     // Changes of state only, as the API's conventions have it.
     let since = old.filter(|c| c.status == status).map_or_else(|| Time(Timestamp::now()), |c| c.last_transition_time.clone());
     Condition {
-        type_: "Ready".to_owned(),
+        type_: kind.to_owned(),
         status: status.to_owned(),
         reason,
         message,

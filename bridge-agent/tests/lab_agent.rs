@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use api::SpiderIPPool;
 use api::mooring::AddressLease;
 use cni::request::{RawCall, Request};
-use cni::shim::{Timeouts, forward};
+use cni::shim::{Agent, Timeouts, forward};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -123,11 +123,12 @@ impl Lab {
             args: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_UID={uid}"),
             path: "/opt/cni/bin".into(),
         };
-        let socket = self.path("cni.sock").to_string_lossy().into_owned();
+        let agent =
+            Agent { socket: self.path("cni.sock").to_string_lossy().into_owned(), spool: self.path("state").join("spool") };
         tokio::task::spawn_blocking(move || {
             let request = Request::from_value(&raw, conf)?;
             let s = Duration::from_secs;
-            forward(&socket, &raw, &request, Timeouts { connect: s(10), reply: s(20), exec: s(5) })
+            forward(&agent, &raw, &request, Timeouts { connect: s(10), reply: s(20), exec: s(5) })
         })
     }
 

@@ -98,6 +98,7 @@ impl<H: Host + 'static> Agent<H> {
                     pod: Some(reference.clone()),
                     netns: turn.netns.map(|n| super::netns_ref(n, turn.request.netns.as_deref())),
                     network: turn.request.conf.name.clone(),
+                    runtime: turn.runtime.to_owned(),
                     work,
                 };
                 written.push(entry.key.clone());
@@ -129,6 +130,7 @@ impl<H: Host + 'static> Agent<H> {
             pod: turn.request.pod(),
             netns: None,
             network: turn.request.conf.name.clone(),
+            runtime: turn.runtime.to_owned(),
             work: Work::Addresses(Addresses { held: held.iter().map(undone).collect(), taken_by: nic.to_owned(), used: false }),
         };
         if held.is_empty() {

@@ -18,7 +18,7 @@ use crate::caches::Pod;
 use crate::journal::{Entry, Key, Role, State, Work};
 
 /// The SpiderCoordinator that counts: Spiderpool's is in effect a singleton of this name.
-const COORDINATOR: &str = "default";
+pub(crate) const COORDINATOR: &str = "default";
 
 /// What a coordinator's DEL needs, kept in the configuration of its entry.
 const IPS_KEY: &str = "mooring.dev/ips";
@@ -68,6 +68,7 @@ impl<H: Host + 'static> Agent<H> {
             pod: request.pod(),
             netns: Some(netns_ref(netns, request.netns.as_deref())),
             network: request.conf.name.clone(),
+            runtime: turn.runtime.to_owned(),
             work: Work::Coordinator(call),
         };
         self.write(entry.clone())?;

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 
 use super::foreign::Foreign;
 use super::nic::{apply_error, host_error};
-use super::{Agent, Kind, Known, Turn, hung_up, ifname, netns_ref};
+use super::{Agent, Kind, Known, Turn, hung_up, ifname, is_noted, living_netns, netns_ref};
 use crate::caches::Pod;
 use crate::cni_server::{Abort, Runner, with_causes};
 use crate::journal::{self, Entry, Key, Role, State, Work};
@@ -44,6 +44,7 @@ struct Around<'a> {
     args: &'a str,
     path: &'a str,
     abort: &'a Abort,
+    runtime: &'a str,
 }
 
 impl<H: Host + 'static> Agent<H> {
@@ -72,6 +73,7 @@ impl<H: Host + 'static> Agent<H> {
             args: &request.raw_args,
             path: &request.path,
             abort: turn.abort,
+            runtime: turn.runtime,
         };
         let mut entry = Entry {
             key: key.clone(),
@@ -79,6 +81,7 @@ impl<H: Host + 'static> Agent<H> {
             pod: request.pod(),
             netns: Some(netns_ref(netns, request.netns.as_deref())),
             network: request.conf.name.clone(),
+            runtime: turn.runtime.to_owned(),
             work: Work::Meta(journal::Meta { delegates: Vec::new(), args: request.raw_args.clone(), path: request.path.clone() }),
         };
         let mut results = Vec::with_capacity(delegates.len());
@@ -178,7 +181,7 @@ impl<H: Host + 'static> Agent<H> {
                     path: around.path.to_owned(),
                 };
                 let request = Request::from_value(&raw, conf)?;
-                let turn = Turn { request: &request, netns: around.netns, abort: around.abort, known };
+                let turn = Turn { request: &request, netns: around.netns, abort: around.abort, known, runtime: around.runtime };
                 Box::pin(self.run_own(own, turn, runner)).await
             }
             None => {
@@ -265,6 +268,7 @@ impl<H: Host + 'static> Agent<H> {
             args: &request.raw_args,
             path: &request.path,
             abort: turn.abort,
+            runtime: turn.runtime,
         };
         let mut failed = Vec::new();
         for d in delegates.iter().rev() {
@@ -288,13 +292,17 @@ impl<H: Host + 'static> Agent<H> {
         self.write(entry.clone())?;
         let Work::Meta(meta) = &entry.work else { return Ok(()) };
         let never = Abort::new();
+        // Another namespace may be at the same path by now: no plugin is to be led there.
+        let living = living_netns(&entry);
+        let netns = netns.filter(|n| is_noted(&entry, n));
         let around = Around {
             container_id: &entry.key.container_id,
             netns,
-            netns_path: entry.netns.as_ref().map(|n| n.path.as_str()),
+            netns_path: entry.netns.as_ref().filter(|_| living.is_some()).map(|n| n.path.as_str()),
             args: &meta.args,
             path: &meta.path,
             abort: &never,
+            runtime: &entry.runtime,
         };
         let (mut failed, mut left) = (Vec::new(), Vec::new());
         for noted in meta.delegates.iter().rev() {
@@ -353,6 +361,7 @@ impl<H: Host + 'static> Agent<H> {
             args: &request.raw_args,
             path: &request.path,
             abort: turn.abort,
+            runtime: turn.runtime,
         };
         for (d, noted) in delegates.iter().zip(&meta.delegates).filter(|(d, _)| !d.list.disable_check) {
             let result = noted.result.as_ref().and_then(|r| AddResult::from_value(r).ok());
@@ -405,7 +414,7 @@ impl<H: Host + 'static> Agent<H> {
     }
 
     /// `clusterNetwork` or `delegates` of the configuration, else what the agent was started with.
-    async fn cluster_network(&self, conf: &Map<String, Value>) -> Result<(String, NetConfList), Error> {
+    pub(super) async fn cluster_network(&self, conf: &Map<String, Value>) -> Result<(String, NetConfList), Error> {
         if let Some(inline) = conf.get("delegates").and_then(Value::as_array).and_then(|d| d.first()) {
             let name = inline.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
             let list = delegate::list(&name, &inline.to_string(), &name).map_err(|e| e.to_cni())?;

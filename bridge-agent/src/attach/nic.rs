@@ -8,7 +8,9 @@ use planner::{Attach, MainPlugin, Nic, Ns, Plan, Step};
 use plumbing::{ApplyError, Host, HostError, Netns};
 
 use super::foreign::Foreign;
-use super::{Agent, Kind, Turn, call_of, del_request, hung_up, ifname, living_netns, netns_ref, one_line, without_prev};
+use super::{
+    Agent, Kind, Turn, call_of, del_request, hung_up, ifname, is_noted, living_netns, netns_ref, one_line, without_prev,
+};
 use crate::cni_server::Runner;
 use crate::journal::{Entry, Key, Role, State, Work};
 
@@ -16,6 +18,8 @@ use crate::journal::{Entry, Key, Role, State, Work};
 struct Plugin {
     main: Box<dyn MainPlugin>,
     vlan: Option<u16>,
+    /// The database that the configuration names.
+    socket_file: Option<String>,
 }
 
 impl<H: Host + 'static> Agent<H> {
@@ -35,6 +39,7 @@ impl<H: Host + 'static> Agent<H> {
         }
         let netns = turn.netns.ok_or_else(|| Error::env("CNI_NETNS: its descriptor did not come with the call"))?;
         let plugin = plugin_of(request)?;
+        self.is_our_database(&plugin)?;
         let bare = attach_of(request, Nic::default(), RunBy::Agent)?;
         let seen = self.host.observe(Some(netns), &plugin.main.scope(&bare)).await.map_err(|e| host_error(&e))?;
         // What is wrong without an address is wrong with one: refused before one is taken.
@@ -50,6 +55,7 @@ impl<H: Host + 'static> Agent<H> {
             pod: request.pod(),
             netns: Some(netns_ref(netns, request.netns.as_deref())),
             network: request.conf.name.clone(),
+            runtime: turn.runtime.to_owned(),
             work: Work::Main(call_of(request)),
         };
         let ipam = self.ipam(&turn, &entry, runner).await?;
@@ -66,6 +72,19 @@ impl<H: Host + 'static> Agent<H> {
                 Err(e)
             }
         }
+    }
+
+    /// The agent is connected to one Open vSwitch: a port that the configuration wants elsewhere would be made on the wrong one.
+    fn is_our_database(&self, plugin: &Plugin) -> Result<(), Error> {
+        let (Some(wanted), Some(ours)) = (&plugin.socket_file, &self.me.ovsdb) else { return Ok(()) };
+        // /var/run is a link to /run on most hosts.
+        let real = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+        if ours.strip_prefix("unix:").is_some_and(|path| real(path) == real(wanted)) {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "socket_file {wanted:?}: the agent of this node works on {ours:?} (its --ovsdb), ports cannot be made on another database"
+        )))
     }
 
     /// The addresses, of whichever IPAM. After an error nothing is held.
@@ -207,9 +226,7 @@ impl<H: Host + 'static> Agent<H> {
             _ => None,
         };
         // Another namespace at the same path is not the one that ADD saw.
-        let same = |n: &&Netns| {
-            entry.as_ref().and_then(|e| e.netns.as_ref()).is_none_or(|noted| n.id().ino == noted.ino && n.id().dev == noted.dev)
-        };
+        let same = |n: &&Netns| entry.as_ref().is_none_or(|e| is_noted(e, n));
         let netns = turn.netns.filter(same).or(reopened.as_ref());
         let plugin = plugin_of(request)?;
         let attach = attach_of(request, Nic::default(), RunBy::Agent)?;
@@ -262,6 +279,7 @@ impl<H: Host + 'static> Agent<H> {
         let request = turn.request;
         let name = ifname(request)?;
         let plugin = plugin_of(request)?;
+        self.is_our_database(&plugin)?;
         let mut attach = attach_of(request, cni_plugin::attach::nic_of_prev(request), RunBy::Agent)?;
         // A chained plugin may have changed it; the result says what it is.
         let prev =
@@ -283,7 +301,7 @@ fn plugin_of(request: &Request) -> Result<Plugin, Error> {
     match Kind::of_call(request) {
         Some(Kind::Macvlan) => {
             let conf = cni_macvlan::Conf::parse(request).map_err(|r| error_of(&r))?;
-            Ok(Plugin { main: Box::new(conf), vlan: None })
+            Ok(Plugin { main: Box::new(conf), vlan: None, socket_file: None })
         }
         Some(Kind::Ovs) => {
             let flat = flat_file(request)?;
@@ -295,7 +313,8 @@ fn plugin_of(request: &Request) -> Result<Plugin, Error> {
                 cni_ovs::Vlans::Access(tag) => Some(tag.get()),
                 cni_ovs::Vlans::Trunk(_) => None,
             };
-            Ok(Plugin { main: Box::new(conf), vlan })
+            let socket_file = conf.socket_file.clone();
+            Ok(Plugin { main: Box::new(conf), vlan, socket_file })
         }
         _ => Err(Error::config(format!("type {:?}: is no main plugin of ours", request.conf.kind))),
     }

@@ -5,9 +5,12 @@
 
 mod addresses;
 mod chain;
+mod gc;
 mod networks;
 mod nic;
 mod node;
+mod ready;
 mod restart;
 mod socket;
+mod spool;
 mod world;

@@ -247,17 +247,15 @@ async fn bad_configuration_is_refused_before_an_address_is_taken() {
 }
 
 #[tokio::test]
-async fn gc_takes_only_stale_attachments_of_its_network() {
+async fn a_configuration_of_another_database_is_refused_before_anything_is_taken() {
     let w = World::new().await;
-    let net = |name: &str| ovs(json!({"ipam":null,"name":name,"cniVersion":"1.1.0"}));
-    for (container, name) in [("c1", "a"), ("c2", "a"), ("c3", "b")] {
-        w.add(container, "eth0", &net(name), None).await.unwrap();
-    }
-    let mut conf = net("a");
-    conf["cni.dev/valid-attachments"] = json!([{"containerID":"c2","ifname":"eth0"}]);
-    let mut call = w.call(Verb::Gc, "", "", conf, None);
-    call.netns = None;
-    w.run(&call, &mut Hands::default()).await.unwrap();
-    let left: Vec<String> = w.agent.journal.all().into_iter().map(|e| e.key.container_id).collect();
-    assert_eq!(left, ["c2", "c3"]);
+    let before = w.before("c1").await;
+    let conf = ovs(json!({"ipam":null,"socket_file":"unix:/run/other/db.sock"}));
+    let e = w.add("c1", "eth0", &conf, None).await.unwrap_err();
+    assert_eq!(e.code, cni::Error::INVALID_CONFIG);
+    assert!(e.msg.starts_with("socket_file \"/run/other/db.sock\": the agent of this node works on"), "{e}");
+    assert_eq!(w.before("c1").await, before);
+    // DEL refuses nothing: it has nothing to find.
+    w.del("c1", "eth0", &conf, None).await.unwrap();
+    w.add("c1", "eth0", &ovs(json!({"ipam":null,"socket_file":"unix:/run/openvswitch/db.sock"})), None).await.unwrap();
 }

@@ -30,7 +30,14 @@ impl Node {
     }
 
     fn fresh(w: &World) -> NodeLoop<FakeHost> {
-        NodeLoop::new(Arc::new(w.host.clone()), w.client.clone(), w.agent.caches.clone(), NODE, &w.agent.me.agent_id)
+        NodeLoop::new(
+            Arc::new(w.host.clone()),
+            w.client.clone(),
+            w.agent.caches.clone(),
+            w.agent.journal.clone(),
+            NODE,
+            &w.agent.me.agent_id,
+        )
     }
 
     /// One round; the states that it wrote.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bridge_agent::cni_server::{Server, ServerError};
 use cni::request::{RawCall, Request};
-use cni::shim::{Timeouts, forward};
+use cni::shim::{Agent, Timeouts, forward};
 use cni::wire::{Call, Reply, ToAgent, ToClient, decode, encode};
 use cni::{Error, Verb};
 use runtime::Shutdown;
@@ -26,11 +26,12 @@ async fn serve(w: &World) -> (PathBuf, tokio::task::JoinHandle<()>, Shutdown) {
 }
 
 async fn forwarded(path: &Path, call: Call) -> Result<Value, Error> {
-    let (path, raw) = (path.to_string_lossy().into_owned(), call.raw());
+    let at = Agent { socket: path.to_string_lossy().into_owned(), spool: path.with_file_name("spool") };
+    let raw = call.raw();
     tokio::task::spawn_blocking(move || {
         let request = Request::from_value(&raw, call.stdin.clone())?;
         let s = Duration::from_secs;
-        forward(&path, &raw, &request, Timeouts { connect: s(2), reply: s(20), exec: s(20) })
+        forward(&at, &raw, &request, Timeouts { connect: s(2), reply: s(20), exec: s(20) })
     })
     .await
     .unwrap()
@@ -180,6 +181,7 @@ async fn nonsense_is_answered_or_dropped_and_the_next_caller_is_served() {
         args: String::new(),
         path: String::new(),
         stdin: conf.clone(),
+        runtime: String::new(),
     };
     for (raw, message) in [
         (raw.clone(), "CNI_NETNS \"/nowhere\": its descriptor did not come with the call"),

@@ -28,6 +28,7 @@ use runtime::Shutdown;
 use serde_json::{Value, json};
 
 pub const NODE: &str = "n1";
+pub const RUNTIME: &str = "/usr/bin/containerd";
 
 /// What a change on the host or in the API has to be undone to.
 #[derive(Debug, PartialEq)]
@@ -84,7 +85,10 @@ impl World {
             namespace: "kube-system".into(),
             cni_conf_dir: dir.path().join("net.d"),
             primary: Some("cluster".into()),
+            spool: dir.path().join("spool"),
+            ovsdb: Some("unix:/run/openvswitch/db.sock".into()),
         };
+        // Its own process's start is `spool.prepare`, `drain_at_start`, `sweep`; tests call the last two where they are about them.
         let agent = Arc::new(Agent::new(
             me,
             Arc::new(host.clone()),
@@ -95,6 +99,7 @@ impl World {
             endpoints.clone(),
             events,
         ));
+        agent.spool.prepare().unwrap();
         {
             let (a, s) = (agent.clone(), shutdown.clone());
             tokio::spawn(async move { a.retry_releases(s).await });
@@ -198,6 +203,7 @@ impl World {
             args: args.unwrap_or_default(),
             path: "/opt/cni/bin".into(),
             stdin: conf,
+            runtime: RUNTIME.into(),
         }
     }
 
