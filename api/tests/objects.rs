@@ -1,4 +1,4 @@
-//! Objects as users and other controllers have them: the seeds' manifests hold no field that ours lack (kubectl's strict
+//! Objects as users and other controllers have them: the manifests of Spiderpool's quick starts hold no field that ours lack (kubectl's strict
 //! validation would refuse them), and what may be missing may be missing.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
@@ -32,7 +32,7 @@ fn unknown_fields(kind: &str, object: &Value) -> Vec<String> {
 }
 
 #[test]
-fn the_seeds_use_no_field_that_we_lack() {
+fn the_quick_starts_use_no_field_that_we_lack() {
     let coordinator = json!({
         "spec": {
             "detectGateway": false, "detectIPConflict": false, "hijackCIDR": ["169.254.0.0/16"], "podRPFilter": 0, "hostRPFilter": 0, "hostRuleTable": 500,

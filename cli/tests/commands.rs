@@ -138,7 +138,7 @@ async fn explain_names_every_pool_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn show_prints_the_seeds_columns() {
+async fn show_prints_the_quick_starts_columns() {
     let w = World::start("show").await;
     w.pool("ippool-test", json!({ "subnet": "172.18.0.0/16", "ips": ["172.18.30.131-172.18.30.140"] })).await;
     let (ok, text) = w.mooring(&["show", "pools"]).await;

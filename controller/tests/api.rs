@@ -176,7 +176,7 @@ async fn a_config_becomes_a_network_and_a_hand_edit_is_repaired() {
 }
 
 #[tokio::test]
-async fn the_coordinator_is_synced_from_the_seeds_config_map() {
+async fn the_coordinator_is_synced_from_the_quick_starts_config_map() {
     let w = start();
     w.create(
         w.all::<SpiderCoordinator>(),

@@ -47,7 +47,7 @@ impl Node {
         format!("10.6.0.{}", 10 + self.number)
     }
 
-    /// The address that the seed puts on br1 once the bridge is there.
+    /// The address that the quick start puts on br1 once the bridge is there.
     pub fn bridge_address(&self) -> String {
         format!("172.18.10.{}", 9 + self.number)
     }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_the_seeds_is_read() {
+    fn a_pool_of_the_quick_starts_is_read() {
         let p = of(json!({"subnet": "10.6.0.0/16", "ips": ["10.6.212.200-10.6.212.209"], "gateway": "10.6.0.1", "multusName": ["kube-system/ovs-conf"]})).unwrap();
         assert_eq!((p.family(), p.domain.as_str(), p.unimplemented.len()), (Family::V4, "default", 0));
         assert_eq!(p.ranges.to_string(), "10.6.212.200-10.6.212.209");

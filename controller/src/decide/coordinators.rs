@@ -1,5 +1,5 @@
 //! SpiderCoordinator.status: the cluster's pod and service CIDRs. Sources are the ConfigMap kube-system/kubeadm-config (the
-//! seeds let users make it by hand where kubeadm did not); what was known stays when the source goes. A coordinator that is
+//! quick starts let users make it by hand where kubeadm did not); what was known stays when the source goes. A coordinator that is
 //! not ready blocks no pod: the agents use what is known.
 
 use api::SpiderCoordinator;
@@ -151,7 +151,7 @@ mod tests {
     const DUAL: &str = "networking:\n  podSubnet: 10.244.0.0/16,fd00:10:244::/56\n  serviceSubnet: 10.233.0.0/18\n";
 
     #[test]
-    fn the_seeds_config_map_gives_both_lists() {
+    fn the_quick_starts_config_map_gives_both_lists() {
         let st = status_of(&decide(&world(Some(DUAL), None)));
         assert_eq!(st["phase"], "Synced");
         assert_eq!(st["overlayPodCIDR"], json!(["10.244.0.0/16", "fd00:10:244::/56"]));

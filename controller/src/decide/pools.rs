@@ -236,7 +236,7 @@ mod tests {
         p
     }
 
-    fn seed() -> SpiderIPPool {
+    fn quick_start() -> SpiderIPPool {
         pool("ippool-test", json!({ "subnet": "172.18.0.0/16", "ips": ["172.18.30.131-172.18.30.140"], "gateway": "172.18.0.1" }))
     }
 
@@ -279,9 +279,11 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_pool_counts_its_holders() {
-        let s =
-            world(vec![seed()], vec![lease("172.18.30.131", "ippool-test", true), lease("172.18.30.132", "ippool-test", false)]);
+    fn the_quick_starts_pool_counts_its_holders() {
+        let s = world(
+            vec![quick_start()],
+            vec![lease("172.18.30.131", "ippool-test", true), lease("172.18.30.132", "ippool-test", false)],
+        );
         let w = all(&s);
         let st = status_of(&w, "ippool-test");
         assert_eq!(
@@ -293,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_map_shows_free_addresses_only() {
-        let s = world(vec![seed()], vec![lease("172.18.30.131", "ippool-test", true)]);
+        let s = world(vec![quick_start()], vec![lease("172.18.30.131", "ippool-test", true)]);
         let w = all(&s);
         let map = w.iter().find(|w| w.kind == Kind::PoolMap).unwrap();
         let Op::Create(v) = &map.op else { panic!("{map:?}") };
@@ -330,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_pool_in_use_keeps_its_finalizer_until_the_last_lease_is_gone() {
-        let mut p = seed();
+        let mut p = quick_start();
         p.metadata.finalizers = Some(vec![keys::FINALIZER.into()]);
         p.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()));
@@ -345,7 +347,7 @@ mod tests {
 
     #[test]
     fn addresses_in_use_that_a_cut_range_no_longer_holds_are_shown() {
-        let s = world(vec![seed()], vec![lease("172.18.30.200", "ippool-test", true)]);
+        let s = world(vec![quick_start()], vec![lease("172.18.30.200", "ippool-test", true)]);
         let c = all(&s);
         let c = condition(status_of(&c, "ippool-test"), "InUseOutsideRange");
         assert_eq!(c["message"], "1 addresses are in use that ips no longer holds: 172.18.30.200");
@@ -353,8 +355,8 @@ mod tests {
 
     #[test]
     fn what_is_right_is_not_written_again() {
-        let s = world(vec![seed()], vec![]);
-        let mut p = seed();
+        let s = world(vec![quick_start()], vec![]);
+        let mut p = quick_start();
         let mut m = None;
         for w in all(&s) {
             match (w.kind, w.op) {
