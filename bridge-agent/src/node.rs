@@ -140,6 +140,8 @@ impl<H: Host + 'static> NodeLoop<H> {
         for (name, h) in &self.held {
             failures.entry(name.clone()).or_insert_with(|| Outcome::failed("HeldAfterRollback", h.message.clone()));
         }
+        // What is away now is told as soon as it is back.
+        settled &= cni.is_none();
         let coordinator = self.caches.coordinator(COORDINATOR);
         let now = status::Now {
             network,

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -21,14 +21,16 @@ use tokio::time::Instant;
 
 use crate::attach::{Agent, Kind, Known, Turn, living_netns};
 use crate::cni_server::{Abort, NoRunner, Runner, with_causes};
-use crate::journal::{Entry, Key};
+use crate::journal::{Entry, Key, State};
 
-/// How long the start is held up: what is not done by then is done behind, while calls come in again.
-const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long the start is held up: below the 10 s that a caller waits for the socket. What is not done by then is done behind.
+const START_LIMIT: Duration = Duration::from_secs(5);
 /// One readdir of a directory that is nearly always empty.
 const TICK: Duration = Duration::from_secs(10);
-/// How many one call's hands do beside its own work: each may execute a plugin, and the caller waits.
+/// How many one call's hands do beside its own work, and how long they begin another one: each may execute a plugin, and the
+/// caller waits.
 const FOR_ONE_CALL: usize = 4;
+const FOR_ONE_CALL_LIMIT: Duration = Duration::from_secs(2);
 /// A write takes milliseconds: what is older was left by a process that was killed.
 const TEMP_AGE: Duration = Duration::from_secs(60);
 /// A DEL that has failed for so long is set aside for a person, so that the spool does not fill up with it. What it was to take
@@ -41,6 +43,8 @@ pub struct Spool {
     dir: PathBuf,
     /// Requests that the last look left.
     left: AtomicUsize,
+    /// Where the next hands begin: those that fail are not to keep them from the others.
+    next: AtomicUsize,
     /// Files whose failure was told: the next tries are silent.
     told: Mutex<HashSet<PathBuf>>,
     /// One drains at a time.
@@ -57,6 +61,15 @@ pub struct Drained {
     pub bad: usize,
 }
 
+#[derive(Clone, Copy)]
+enum Pass {
+    /// Before the socket is served, until then.
+    Start(Instant),
+    Behind,
+    /// With a call's hands, until then.
+    Hands(Instant),
+}
+
 enum Failure {
     /// It will never be one.
     Bad(String),
@@ -65,12 +78,19 @@ enum Failure {
 
 impl Spool {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, left: AtomicUsize::new(0), told: Mutex::default(), only: tokio::sync::Mutex::default() }
+        Self {
+            dir,
+            left: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            told: Mutex::default(),
+            only: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Makes the directory, for root only: whoever writes there has DELs carried out.
     pub fn prepare(&self) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))
     }
 
     /// How many waited when somebody last looked.
@@ -115,7 +135,7 @@ impl Spool {
 impl<H: Host + 'static> Agent<H> {
     /// What waits, before the socket is served.
     pub async fn drain_at_start(&self) -> Drained {
-        self.drain(&mut NoRunner, Some(Instant::now() + START_LIMIT), usize::MAX).await
+        self.drain(&mut NoRunner, Pass::Start(Instant::now() + START_LIMIT)).await
     }
 
     /// What comes late, and what failed, until the shutdown.
@@ -125,20 +145,20 @@ impl<H: Host + 'static> Agent<H> {
                 () = shutdown.wait() => return,
                 () = tokio::time::sleep(TICK) => {}
             }
-            self.drain(&mut NoRunner, None, usize::MAX).await;
+            self.drain(&mut NoRunner, Pass::Behind).await;
         }
     }
 
     /// What needs a plugin executed, by the hands of the call that is here.
     pub(crate) async fn drain_by<R: Runner>(&self, runner: &mut R) {
         if self.spool.waiting() > 0 {
-            self.drain(runner, None, FOR_ONE_CALL).await;
+            self.drain(runner, Pass::Hands(Instant::now() + FOR_ONE_CALL_LIMIT)).await;
         }
     }
 
-    async fn drain<R: Runner>(&self, runner: &mut R, deadline: Option<Instant>, most: usize) -> Drained {
+    async fn drain<R: Runner>(&self, runner: &mut R, pass: Pass) -> Drained {
         let Ok(_only) = self.spool.only.try_lock() else { return Drained::default() };
-        let (requests, bad) = match self.spool.requests() {
+        let (mut requests, bad) = match self.spool.requests() {
             Ok(r) => r,
             Err(error) => {
                 tracing::warn!(%error, "failed to look for spooled DELs, will retry");
@@ -146,13 +166,23 @@ impl<H: Host + 'static> Agent<H> {
             }
         };
         let mut out = Drained { bad, left: requests.len(), done: 0 };
+        let (most, deadline) = match pass {
+            Pass::Start(d) => (usize::MAX, Some(d)),
+            Pass::Behind => (usize::MAX, None),
+            Pass::Hands(d) => {
+                let n = requests.len().max(1);
+                let first = self.spool.next.fetch_add(FOR_ONE_CALL, Ordering::Relaxed) % n;
+                requests.rotate_left(first);
+                (FOR_ONE_CALL, Some(d))
+            }
+        };
         for (path, spooled) in requests.into_iter().take(most) {
             if deadline.is_some_and(|d| Instant::now() >= d) {
-                tracing::warn!(left = out.left, "spooled DELs take long, the rest is done behind");
+                tracing::info!(left = out.left, "spooled DELs take long, the rest is done later");
                 break;
             }
             let (container, ifname) = (&spooled.call.container_id, &spooled.call.ifname);
-            match self.spooled_del(&spooled, runner).await {
+            match self.spooled_del(&spooled, matches!(pass, Pass::Start(_)), runner).await {
                 Ok(()) => {
                     self.finish(&path, &spooled);
                     out.done += 1;
@@ -190,19 +220,23 @@ impl<H: Host + 'static> Agent<H> {
         }
     }
 
-    async fn spooled_del<R: Runner>(&self, spooled: &Spooled, runner: &mut R) -> Result<(), Failure> {
+    async fn spooled_del<R: Runner>(&self, spooled: &Spooled, starting: bool, runner: &mut R) -> Result<(), Failure> {
         let mut request = spooled.call.request().map_err(|e| Failure::Bad(e.to_string()))?;
         let kind = match (request.verb, Kind::of_call(&request)) {
             (Verb::Del, Some(kind)) => kind,
             (Verb::Del, None) => return Err(Failure::Bad(format!("the agent runs no plugin {:?}", request.conf.kind))),
             (verb, _) => return Err(Failure::Bad(format!("{verb} is no DEL"))),
         };
-        if let Some(role) = kind.role()
-            && let Some(e) = self.journal.get(&Key::new(&request.container_id, &spooled.call.ifname, role))
-            && is_of_later_sandbox(&e, spooled)
+        let entry = kind.role().and_then(|r| self.journal.get(&Key::new(&request.container_id, &spooled.call.ifname, r)));
+        if let Some(e) = &entry
+            && is_of_later_sandbox(e, spooled)
         {
             tracing::info!(container = e.key.container_id, ifname = e.key.ifname, "a spooled DEL was about an earlier sandbox");
             return Ok(());
+        }
+        // While the socket is served, what is being added has a call in hand. At the start it was begun by a process that died.
+        if entry.is_some_and(|e| e.state == State::Adding) && !starting {
+            return Err(Failure::Later(cni::Error::new(cni::Error::TRY_AGAIN, "the same interface is being added just now")));
         }
         let same = |n: &Netns| spooled.netns.is_some_and(|i| i.dev == n.id().dev && i.ino == n.id().ino);
         let netns = request.netns.as_ref().and_then(|p| Netns::open(p).ok()).filter(same);

@@ -115,6 +115,18 @@ impl Lab {
 
     /// One call by the plugin's own code, on a thread of its own, for it blocks.
     fn call(&self, verb: &str, pod: &str, uid: &str, conf: Value) -> tokio::task::JoinHandle<Result<Value, cni::Error>> {
+        self.call_within(Duration::from_secs(10), verb, pod, uid, conf)
+    }
+
+    /// The same by a plugin that gives up the socket after `connect`.
+    fn call_within(
+        &self,
+        connect: Duration,
+        verb: &str,
+        pod: &str,
+        uid: &str,
+        conf: Value,
+    ) -> tokio::task::JoinHandle<Result<Value, cni::Error>> {
         let raw = RawCall {
             command: verb.into(),
             container_id: "c1".into(),
@@ -128,7 +140,7 @@ impl Lab {
         tokio::task::spawn_blocking(move || {
             let request = Request::from_value(&raw, conf)?;
             let s = Duration::from_secs;
-            forward(&agent, &raw, &request, Timeouts { connect: s(10), reply: s(20), exec: s(5) })
+            forward(&agent, &raw, &request, Timeouts { connect, reply: s(20), exec: s(5) })
         })
     }
 
@@ -244,4 +256,40 @@ async fn killed_at_any_moment_of_an_add_the_next_agent_leaves_nothing_half_done(
     }
     assert!(killed >= 3, "only {killed} of 12 ADDs were cut short, {add:?} each");
     assert_eq!(lab.links(&lab.node()), ["wire", "ens192"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dels_without_an_agent_are_done_by_the_next_one_however_often_it_is_killed() {
+    let mut lab = Lab::new("spool").await;
+    lab.start();
+    let uid = lab.make_pod("a").await;
+    let spool = lab.path("state/spool");
+    let spooled = || std::fs::read_dir(&spool).map_or(0, Iterator::count);
+    let quick = Duration::from_millis(200);
+    let result = lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
+    lab.call("ADD", "a", &uid, coordinator(&result)).await.unwrap().unwrap();
+    lab.kill();
+    for conf in [json!({"cniVersion":"1.0.0","name":"mv","type":"coordinator"}), macvlan()] {
+        lab.call_within(quick, "DEL", "a", &uid, conf).await.unwrap().unwrap();
+    }
+    assert_eq!((spooled(), lab.leases().await), (2, 1));
+    let e = lab.call_within(quick, "ADD", "a", &uid, macvlan()).await.unwrap().unwrap_err();
+    assert_eq!(e.code, 11);
+    // It starts in some ten milliseconds: killed before, while and after it drains.
+    let mut left = Vec::new();
+    for k in 0..10 {
+        lab.start();
+        tokio::time::sleep(Duration::from_millis(8 * k)).await;
+        lab.kill();
+        left.push(spooled());
+    }
+    lab.start();
+    let nothing = || async { lab.leases().await == 0 && lab.links(&lab.pod()).is_empty() };
+    lab.until("nothing is left", nothing).await;
+    lab.until("the spool is empty", || async { spooled() == 0 }).await;
+    assert_eq!(lab.links(&lab.node()), ["wire", "ens192"], "spooled after each kill: {left:?}");
+    // The next one works, by the socket.
+    lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
+    lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
+    assert_eq!(lab.leases().await, 0);
 }

@@ -25,6 +25,7 @@ impl Node {
         let n =
             json!({"apiVersion":"mooring.dev/v1alpha1","kind":"NodeNetwork","metadata":{"name":NODE},"spec":{"bridges":bridges}});
         api.create(&PostParams::default(), &serde_json::from_value(n).unwrap()).await.unwrap();
+        w.until("everything is listed", || w.agent.caches.missing().is_none()).await;
         let node = Self::fresh(&w);
         Self { w, api, node }
     }
