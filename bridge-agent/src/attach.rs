@@ -410,7 +410,7 @@ pub(crate) fn del_request(entry: &Entry, conf: &Value, args: &str, path: &str) -
         command: Verb::Del.as_str().to_owned(),
         container_id: entry.key.container_id.clone(),
         // Another namespace may be at that path by now: a foreign plugin is not to be led there.
-        netns: living_netns(entry).and_then(|_| entry.netns.as_ref()).map(|n| n.path.clone()).unwrap_or_default(),
+        netns: living_netns(entry).and(entry.netns.as_ref()).map(|n| n.path.clone()).unwrap_or_default(),
         ifname: entry.key.ifname.clone(),
         args: args.to_owned(),
         path: path.to_owned(),
