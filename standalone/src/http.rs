@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use crate::client::ACCOUNT_HEADER;
 use crate::discovery;
 use crate::gc::Deleted;
-use crate::kinds::KindId;
+use crate::kinds::{KindId, Shape};
 use crate::route::{Query, Route, Target};
-use crate::selector::Selector;
+use crate::selector::{self, Selector};
 use crate::server::Inner;
 use crate::status::ApiError;
 use crate::store::Key;
@@ -259,9 +259,16 @@ impl Asked {
     }
 
     fn selector(&self, inner: &Inner) -> Result<Selector, ApiError> {
-        let fields = &inner.kinds.get(self.kind).fields;
-        let selector = Selector::parse(self.query.get("labelSelector"), self.query.get("fieldSelector"), fields);
-        selector.map_err(|error| ApiError::bad_request(error.to_string()))
+        let kind = inner.kinds.get(self.kind);
+        let selector = Selector::parse(self.query.get("labelSelector"), self.query.get("fieldSelector"), &kind.fields);
+        selector.map_err(|error| match error {
+            // A built-in kind without fields of its own answers in other words (apimachinery's default conversion).
+            selector::Error::UnknownField(field) if kind.fields.is_empty() && matches!(kind.shape, Shape::Typed(_)) => {
+                let known = r#"only "metadata.name", "metadata.namespace""#;
+                ApiError::bad_request(format!("{field:?} is not a known field selector: {known}"))
+            }
+            error => ApiError::bad_request(error.to_string()),
+        })
     }
 
     fn json(&self) -> Result<Value, ApiError> {

@@ -66,9 +66,16 @@ impl FieldError {
         Self { field: field.to_owned(), reason: "FieldValueForbidden", detail: format!("Forbidden: {detail}") }
     }
 
-    /// Text or list beyond its bound.
+    /// Text beyond its bound.
     pub fn too_long(field: &str, detail: &str) -> Self {
         Self { field: field.to_owned(), reason: "FieldValueTooLong", detail: detail.to_owned() }
+    }
+
+    /// A list or map beyond its bound.
+    pub fn too_many(field: &str, count: u64, max: u64) -> Self {
+        let items = if max == 1 { "item" } else { "items" };
+        let detail = format!("Too many: {count}: must have at most {max} {items}");
+        Self { field: field.to_owned(), reason: "FieldValueTooMany", detail }
     }
 }
 

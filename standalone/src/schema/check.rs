@@ -122,7 +122,7 @@ impl Node {
         if let Some(max) = self.items_count.1
             && count > max
         {
-            errors.push(FieldError::too_long(path, &format!("Too many: {count}: must have at most {max} items")));
+            errors.push(FieldError::too_many(path, count, max));
         }
         if let Some(items) = &self.items {
             for (i, item) in list.iter().enumerate() {
@@ -159,7 +159,7 @@ impl Node {
         if let Some(max) = self.properties_count.1
             && count > max
         {
-            errors.push(FieldError::too_long(path, &format!("Too many: {count}: must have at most {max} items")));
+            errors.push(FieldError::too_many(path, count, max));
         }
         for (name, value) in map {
             match (self.properties.get(name), &self.additional) {

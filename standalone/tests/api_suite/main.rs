@@ -11,6 +11,9 @@ mod objects;
 mod support;
 mod watches;
 
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
 use standalone::{Server, kinds};
 use support::{Suite, crds};
 
@@ -48,12 +51,21 @@ macro_rules! cases {
                 println!("skipped: MOORING_API_SUITE_KUBECONFIG is not set");
                 return;
             };
+            // Each on its own, so that one run names all that fail.
+            let mut failed = Vec::new();
             $($(
-                println!("case {}", stringify!($case));
-                let suite = Suite::new(client.clone(), stringify!($case)).await;
-                $module::$case(&suite).await;
-                suite.clean().await;
+                let run = async {
+                    let suite = Suite::new(client.clone(), stringify!($case)).await;
+                    $module::$case(&suite).await;
+                    suite.clean().await;
+                };
+                let passed = AssertUnwindSafe(run).catch_unwind().await.is_ok();
+                println!("case {}: {}", stringify!($case), if passed { "ok" } else { "FAILED" });
+                if !passed {
+                    failed.push(stringify!($case));
+                }
             )*)*
+            assert!(failed.is_empty(), "failed on the real server: {failed:?}");
         }
     };
 }
