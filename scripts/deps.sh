@@ -14,7 +14,7 @@ case "${1:-lab}" in
     # The API server's store, beside the lab; without Go, kube-tools.sh fetches one into a venv.
     kube)
         "$0" lab
-        packages="gcc libc6-dev etcd-server util-linux"
+        packages="gcc libc6-dev etcd-server openssl util-linux"
         command -v go >/dev/null 2>&1 || packages="$packages python3-venv" ;;
     *) fail "unknown set '$1': one of build, lab, kube" ;;
 esac

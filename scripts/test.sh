@@ -1,12 +1,13 @@
 #!/bin/sh
-# Runs the lanes of proof: `test.sh unit`, `test.sh lab` or `test.sh both`. A lane that cannot run fails with the reason.
+# Runs the lanes of proof: `test.sh unit`, `test.sh lab`, `test.sh kube` or `test.sh all`. A lane that cannot run fails with the reason.
 set -eu
 cd "$(dirname "$0")/.."
 
 # One profile for everything, so that 300 crates are compiled once.
 flags="--profile lab --locked"
 
-# Test targets whose name begins with lab_ need root, namespaces and Open vSwitch; all others need nothing.
+# Test targets whose name begins with lab_ need root, namespaces and Open vSwitch, those with kube_ also a real API server; all
+# others need nothing.
 targets() {
     for file in */tests/*.rs */tests/*/main.rs; do
         [ -e "$file" ] || continue
@@ -14,7 +15,8 @@ targets() {
         [ "$name" != main ] || name=$(basename "$(dirname "$file")")
         case "$1:$name" in
             lab:lab_*) echo "$name" ;;
-            unit:lab_*) ;;
+            kube:kube_*) echo "$name" ;;
+            unit:lab_* | unit:kube_*) ;;
             unit:*) echo "$name" ;;
         esac
     done | sort -u | sed 's/^/--test /'
@@ -45,9 +47,28 @@ lab() {
     "${CARGO_TARGET_DIR:-target}/lab/mooring-lab" leftovers
 }
 
-case "${1:-both}" in
+kube() {
+    [ "$(id -u)" = 0 ] || { echo "kube: not root, and network namespaces need root" >&2; exit 1; }
+    scripts/deps.sh kube
+    MOORING_TOOLS=$(scripts/kube-tools.sh)
+    export MOORING_TOOLS
+    # shellcheck disable=SC2086
+    cargo build --workspace --bins $flags
+    # The API suite is a program of the crate standalone; cargo says where it puts it.
+    # shellcheck disable=SC2086
+    MOORING_API_SUITE=$(cargo test --workspace $flags --test api_suite --no-run 2>&1 | sed -n 's/.*Executable.*api_suite.*(\(.*\))$/\1/p')
+    [ -n "$MOORING_API_SUITE" ] || { echo "kube: the API suite does not build: cargo test -p standalone --test api_suite" >&2; exit 1; }
+    MOORING_API_SUITE=$(realpath "$MOORING_API_SUITE")
+    export MOORING_API_SUITE
+    # shellcheck disable=SC2046,SC2086
+    cargo test --workspace $flags $(targets kube) -- --test-threads=1
+    "${CARGO_TARGET_DIR:-target}/lab/mooring-lab" leftovers
+}
+
+case "${1:-all}" in
     unit) unit ;;
     lab) lab ;;
-    both) unit; lab ;;
-    *) echo "unknown LANE '$1': one of unit, lab, both" >&2; exit 2 ;;
+    kube) kube ;;
+    all) unit; lab; kube ;;
+    *) echo "unknown LANE '$1': one of unit, lab, kube, all" >&2; exit 2 ;;
 esac

@@ -1,15 +1,19 @@
 //! A person's view of the API: apply, label, delete, and the tables that `kubectl get` prints. It knows objects as JSON
 //! and columns as paths, nothing of their meaning.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::Client;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::apply;
+use crate::space::Space;
 
 /// A kind by apiVersion and name.
 pub type Kind = (&'static str, &'static str);
@@ -54,6 +58,29 @@ impl Cluster {
     pub fn new(socket: &Path) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let client = runtime.block_on(async { standalone::client::unix(socket, "lab") });
+        Ok(Self { runtime, client })
+    }
+
+    /// As a user of a real API server that is on another machine of the lab.
+    ///
+    /// # Errors
+    /// The machine is gone, or the kubeconfig is unusable.
+    pub fn on_kube(kubeconfig: &Path, space: &Space) -> Result<Self> {
+        let net = Arc::new(File::open(space.netns())?);
+        let enter = move || setns(&*net, CloneFlags::CLONE_NEWNET).expect("root enters the namespace of a machine it made");
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().on_thread_start(enter).build()?;
+        let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
+        let client = runtime.block_on(async {
+            let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
+            let inner = Client::try_from(config)?;
+            // A connection is made by whoever asks for it: by the runtime's own thread, which is on that machine.
+            let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                let inner = inner.clone();
+                async move { anyhow::Ok(tokio::spawn(async move { inner.send(request).await }).await??) }
+            });
+            anyhow::Ok(Client::new(service, "default"))
+        })?;
         Ok(Self { runtime, client })
     }
 

@@ -2,7 +2,7 @@
 //! the examples' names and addresses; whether a row is right is for `ping`, TCP, `ip` and `ovs-vsctl` to say.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -97,6 +97,23 @@ impl Demo {
             product.serve_echo(&lab, space)?;
         }
         let cluster = Cluster::new(&product.socket)?;
+        Ok(Self { lab, product, cluster, examples, began, wrong: Vec::new() })
+    }
+
+    /// As [`Demo::start`], on a real API server.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_on_kube(exe: PathBuf, examples: PathBuf, deploy: &Path) -> Result<Self> {
+        let began = Instant::now();
+        let lab = Lab::start(&Options { exe, nodes: 2 })?;
+        let started = lab.connect_control().and_then(|address| Product::start_on_kube(&lab, address, deploy));
+        let mut product = started.inspect_err(|_| println!("{}", lab.run().tails(12)))?;
+        for space in [&lab.router, &lab.outside, &lab.node(1).space, &lab.node(2).space] {
+            product.serve_echo(&lab, space)?;
+        }
+        let kubeconfig = product.kube().context("just started")?.kubeconfig(crate::kube::ADMIN);
+        let cluster = Cluster::on_kube(&kubeconfig, &lab.control)?;
         Ok(Self { lab, product, cluster, examples, began, wrong: Vec::new() })
     }
 

@@ -67,9 +67,7 @@ impl Kube {
         std::fs::write(kube.dir.join("tokens.csv"), format!("{token},{ADMIN},{ADMIN},system:masters\n"))?;
         kube.write_kubeconfig(ADMIN, &token)?;
         let key = kube.path("accounts.key");
-        let made = Command::new("openssl")
-            .args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &key])
-            .output();
+        let made = Command::new("openssl").args(["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key]).output();
         ensure!(made.context("failed to start openssl")?.status.success(), "openssl makes no key");
         let began = Instant::now();
         kube.start_etcd(run, space)?;
@@ -233,4 +231,58 @@ pub fn inside<T: Send>(space: &Space, work: impl AsyncFnOnce() -> Result<T> + Se
         runtime.block_on(work())
     };
     std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A machine with nothing but the API server on it.
+#[derive(Debug)]
+pub struct Machine {
+    /// The server.
+    pub kube: Kube,
+    /// Where it runs.
+    pub space: Space,
+    run: Run,
+}
+
+impl Machine {
+    /// Starts the server on a machine of its own, and applies the folder `deploy`.
+    ///
+    /// # Errors
+    /// Something does not come up: with the ends of all logs.
+    pub fn start(exe: &Path, deploy: &Path) -> Result<Self> {
+        let run = Run::start()?;
+        let space = Space::start(&run, exe, "control")?;
+        let started = Kube::start(&run, &space, IpAddr::from([127, 0, 0, 1]));
+        let kube = started.and_then(|kube| kube.install(&space, deploy).map(|()| kube));
+        let kube = kube.with_context(|| run.tails(12))?;
+        Ok(Self { kube, space, run })
+    }
+
+    /// `kubectl` as an administrator.
+    ///
+    /// # Errors
+    /// It fails: with what it printed.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.kube.kubectl(&self.space, ADMIN, args)
+    }
+
+    /// Runs `work` with an account's client, in the machine's network.
+    ///
+    /// # Errors
+    /// What `work` returns.
+    pub fn with<T: Send>(&self, account: &str, work: impl AsyncFnOnce(kube::Client) -> Result<T> + Send) -> Result<T> {
+        inside(&self.space, async || work(self.kube.client(account).await?).await)
+    }
+
+    /// Starts a program beside the server, as an account.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn start_beside(&self, name: &str, account: &str, command: &mut Command) -> Result<Daemon> {
+        Daemon::start(&self.run, &self.space, name, command.env("KUBECONFIG", self.kube.kubeconfig(account)))
+    }
+
+    /// The ends of all logs.
+    pub fn tails(&self, lines: usize) -> String {
+        self.run.tails(lines)
+    }
 }

@@ -85,6 +85,16 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Gives the control machine a NIC on the nodes' segment, for an API that is asked over TCP; returns its address there.
+    ///
+    /// # Errors
+    /// It has one already.
+    pub fn connect_control(&self) -> Result<std::net::IpAddr> {
+        connect(&self.switch, &self.control, "control-6", "ens192", Some("sw6"))?;
+        self.control.ip_batch("addr add 10.6.0.2/16 dev ens192\n")?;
+        Ok(std::net::IpAddr::from([10, 6, 0, 2]))
+    }
+
     /// This run's directory, seen by every machine.
     pub fn dir(&self) -> &Path {
         self.run.dir()

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::daemon::Daemon;
+use crate::kube::{ADMIN, AGENT, CONTROLLER, Kube};
 use crate::lab::Lab;
 use crate::node::{CNI_BIN, Node, REFERENCE_PLUGINS};
 use crate::space::{Inside, Space};
@@ -30,6 +31,8 @@ pub struct Product {
     pub socket: PathBuf,
     bin: PathBuf,
     api: Option<Daemon>,
+    /// A real API server in place of the standalone one.
+    kube: Option<Kube>,
     controller: Option<Daemon>,
     /// By node.
     agents: Vec<Option<Daemon>>,
@@ -62,13 +65,31 @@ impl Product {
     /// # Errors
     /// As [`Product::start`].
     pub fn without_stand_ins(lab: &Lab) -> Result<Self> {
-        let mut product = Self::api_only(lab)?;
-        product.start_controller(lab)?;
-        for node in &lab.nodes {
-            product.install(node)?;
-            product.start_agent(lab, node)?;
-        }
+        Self::api_only(lab)?.with_ours(lab)
+    }
+
+    /// As [`Product::start`], with a real API server on the control machine, which all machines reach at `address`, and each
+    /// process under an account of its own.
+    ///
+    /// # Errors
+    /// As [`Product::start`].
+    pub fn start_on_kube(lab: &Lab, address: IpAddr, deploy: &Path) -> Result<Self> {
+        let mut product = Self::nothing(lab)?;
+        let kube = Kube::start(lab.run(), &lab.control, address)?;
+        kube.install(&lab.control, deploy)?;
+        product.kube = Some(kube);
+        let mut product = product.with_ours(lab)?;
+        product.stand_ins(lab)?;
         Ok(product)
+    }
+
+    fn with_ours(mut self, lab: &Lab) -> Result<Self> {
+        self.start_controller(lab)?;
+        for node in &lab.nodes {
+            self.install(node)?;
+            self.start_agent(lab, node)?;
+        }
+        Ok(self)
     }
 
     /// Stops all of it in good order.
@@ -81,12 +102,30 @@ impl Product {
     }
 
     fn api_only(lab: &Lab) -> Result<Self> {
-        let bin = lab.exe().parent().context("the lab's program has no directory")?.to_owned();
-        let socket = lab.dir().join("api.sock");
-        let mut product = Self { socket, bin, api: None, controller: None, agents: Vec::new(), rest: Vec::new() };
-        product.agents.resize_with(lab.nodes.len(), || None);
+        let mut product = Self::nothing(lab)?;
         product.start_api(lab)?;
         Ok(product)
+    }
+
+    fn nothing(lab: &Lab) -> Result<Self> {
+        let bin = lab.exe().parent().context("the lab's program has no directory")?.to_owned();
+        let socket = lab.dir().join("api.sock");
+        let mut product = Self { socket, bin, api: None, kube: None, controller: None, agents: Vec::new(), rest: Vec::new() };
+        product.agents.resize_with(lab.nodes.len(), || None);
+        Ok(product)
+    }
+
+    /// The real API server, where there is one.
+    pub fn kube(&self) -> Option<&Kube> {
+        self.kube.as_ref()
+    }
+
+    /// Tells a program which API it has, and under which account.
+    fn point(&self, command: &mut Command, account: &str) {
+        match &self.kube {
+            Some(kube) => command.env("KUBECONFIG", kube.kubeconfig(account)),
+            None => command.arg("--api-socket").arg(&self.socket),
+        };
     }
 
     fn stand_ins(&mut self, lab: &Lab) -> Result<()> {
@@ -112,7 +151,7 @@ impl Product {
 
     fn start_controller(&mut self, lab: &Lab) -> Result<()> {
         let mut command = Command::new(self.binary("mooring-controller")?);
-        command.arg("--api-socket").arg(&self.socket);
+        self.point(&mut command, CONTROLLER);
         self.controller = Some(Daemon::start(lab.run(), &lab.control, "controller", &mut command)?);
         Ok(())
     }
@@ -139,7 +178,8 @@ impl Product {
     /// It does not come up.
     pub fn start_agent(&mut self, lab: &Lab, node: &Node) -> Result<()> {
         let mut command = Command::new(self.binary("mooring-agent")?);
-        command.args(["--node", node.name(), "--api-socket"]).arg(&self.socket);
+        command.args(["--node", node.name()]);
+        self.point(&mut command, AGENT);
         let mut daemon = Daemon::start(lab.run(), &node.space, "agent", &mut command)?;
         daemon.wait_for(&node.path("/run/mooring/cni.sock"))?;
         self.agents[usize::from(node.number) - 1] = Some(daemon);
@@ -156,7 +196,8 @@ impl Product {
 
     fn stand_in(&mut self, lab: &Lab, space: &Space, mode: &str, args: &[&str]) -> Result<()> {
         let mut command = Command::new(lab.exe());
-        command.arg(mode).arg("--api-socket").arg(&self.socket).args(args);
+        command.arg(mode).args(args);
+        self.point(&mut command, ADMIN);
         if mode == "kubelet" {
             command.arg("--cni-path").arg(format!("{CNI_BIN}:{REFERENCE_PLUGINS}"));
         }
@@ -180,6 +221,7 @@ impl Product {
     /// # Errors
     /// The first that ended, with the end of its log.
     pub fn check(&mut self) -> Result<()> {
+        self.kube.as_mut().map_or(Ok(()), Kube::check)?;
         let agents = self.agents.iter_mut().flatten();
         let mut all = self.api.iter_mut().chain(&mut self.controller).chain(agents).chain(&mut self.rest);
         all.try_for_each(Daemon::check)

@@ -62,18 +62,18 @@ enum Cmd {
         /// The node's address
         #[arg(long)]
         address: String,
-        /// The standalone API's socket
+        /// The standalone API's socket; without it, KUBECONFIG says which API
         #[arg(long)]
-        api_socket: PathBuf,
+        api_socket: Option<PathBuf>,
         /// Directories of CNI plugins, separated by colons
         #[arg(long, default_value = "/opt/cni/bin:/usr/lib/cni")]
         cni_path: String,
     },
     /// Stand in for the Deployment controller and the scheduler
     Deployments {
-        /// The standalone API's socket
+        /// The standalone API's socket; without it, KUBECONFIG says which API
         #[arg(long)]
-        api_socket: PathBuf,
+        api_socket: Option<PathBuf>,
     },
     /// Serve TCP that sends back what it got (every pod of the lab does)
     Echo {
@@ -91,9 +91,9 @@ enum Cmd {
     },
     /// Create the objects of YAML files, or replace those that exist
     Apply {
-        /// The standalone API's socket
+        /// The standalone API's socket; without it, KUBECONFIG says which API
         #[arg(long)]
-        api_socket: PathBuf,
+        api_socket: Option<PathBuf>,
         /// Files
         #[arg(short = 'f', required = true)]
         files: Vec<PathBuf>,
@@ -135,15 +135,15 @@ fn act(command: Cmd) -> Result<ExitCode> {
             let runtime = Runtime { path: cni_path, cache: "/var/lib/cni".into() };
             let cni_conf_dir = "/etc/cni/net.d".into();
             let config = kubelet::Config { node, address, cni_conf_dir, runtime, exe: std::env::current_exe()? };
-            talking(async move |client| kubelet::run(client, config).await, &api_socket)?;
+            talking(async move |client| kubelet::run(client, config).await, api_socket.as_deref())?;
         }
-        Cmd::Deployments { api_socket } => talking(deployments::run, &api_socket)?,
+        Cmd::Deployments { api_socket } => talking(deployments::run, api_socket.as_deref())?,
         Cmd::Echo { port } => echo::serve(port)?,
         Cmd::Tcp { to, port } => echo::call(to, port)?,
         Cmd::Apply { api_socket, files } => {
             for file in files {
                 let yaml = std::fs::read_to_string(&file).with_context(|| format!("failed to read {}", file.display()))?;
-                for line in talking(async move |client| apply::apply(&client, &yaml).await, &api_socket)? {
+                for line in talking(async move |client| apply::apply(&client, &yaml).await, api_socket.as_deref())? {
                     println!("{line}");
                 }
             }
@@ -167,7 +167,13 @@ fn act(command: Cmd) -> Result<ExitCode> {
 }
 
 /// Runs `work` with a client of the API, which trusts this name with nothing that only the product may do.
-fn talking<T>(work: impl AsyncFnOnce(kube::Client) -> Result<T>, api_socket: &Path) -> Result<T> {
+fn talking<T>(work: impl AsyncFnOnce(kube::Client) -> Result<T>, api_socket: Option<&Path>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async { work(standalone::client::unix(api_socket, "lab")).await })
+    runtime.block_on(async {
+        let client = match api_socket {
+            Some(socket) => standalone::client::unix(socket, "lab"),
+            None => kube::Client::try_default().await.context("no --api-socket, and KUBECONFIG names no API")?,
+        };
+        work(client).await
+    })
 }
