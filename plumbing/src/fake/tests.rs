@@ -237,7 +237,15 @@ fn valid(host: &FakeHost, pick: (u8, u8, u8)) -> Option<Step> {
             set_up(Ns::Pod, dev.as_str(), !link.up)
         }
         3 => Step::AddAddr { ns: Ns::Pod, dev, addr: addr(b), nodad: true },
-        4 => Step::DelAddr { ns: Ns::Pod, dev: dev.clone(), addr: seen.pod.addrs_of(&dev).next()?.addr },
+        4 => {
+            let addr = seen.pod.addrs_of(&dev).next()?.addr;
+            // A route outlives the address whose network its next hop lies in, and could not be made anew without it: whoever
+            // plans takes the route away first.
+            if seen.pod.routes.iter().any(|r| r.dev == dev && r.gw.is_some_and(|gw| addr.network().contains(gw))) {
+                return None;
+            }
+            Step::DelAddr { ns: Ns::Pod, dev, addr }
+        }
         5 => Step::AddRoute {
             ns: Ns::Pod,
             route: Route::new(Cidr::default_v4(), Some(addr(b).ip()), dev).in_table(100 + u32::from(b % 3)),
