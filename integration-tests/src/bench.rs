@@ -33,12 +33,12 @@ pub fn run(exe: PathBuf, go: Option<PathBuf>) -> Result<()> {
     let lab = Lab::start(&Options { exe, nodes: 1 })?;
     let mut product = Product::without_stand_ins(&lab)?;
     let mut rows = Vec::new();
-    let done = on_node(&lab, &product, &go, &mut rows).and_then(|()| {
-        product.check()?;
+    let on_node = on_node(&lab, &product, &go, &mut rows);
+    let done = product.check().and_then(|()| {
         product.stop()?;
         rows.extend(ipam::choice()?);
         rows.extend(ipam::agents(&lab)?);
-        Ok(())
+        on_node
     });
     let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
     println!("Times in ms: median (90th percentile), exec to exit. Reference plugins: {}. {cores} cores.\n", version(&go)?);

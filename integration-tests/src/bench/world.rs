@@ -110,7 +110,7 @@ impl World {
         wait_until("br1 is there", limit, || {
             let node = cluster.get(NODE_NETWORKS, None, "n1")?;
             let bridges = node.pointer("/status/bridges").and_then(Value::as_array).cloned().unwrap_or_default();
-            ensure!(bridges.iter().any(|b| b["ready"] == true || b.to_string().contains("\"True\"")), "{}", node["status"]);
+            ensure!(bridges.iter().any(|b| b["name"] == "br1" && b["phase"] == "Ready"), "{}", node["status"]);
             Ok(())
         })?;
         wait_until("the network of the second NIC is there", limit, || cluster.get(NADS, Some("default"), "bench-net1"))?;
