@@ -36,8 +36,6 @@ pub enum Error {
     ChecksumUnchanged { dev: String, asked_on: bool },
     #[error("link {0} has no Ethernet address to announce with")]
     NotEthernet(String),
-    #[error("failed to send an announcement from {dev}")]
-    Announce { dev: String, source: io::Error },
 }
 
 impl Error {
@@ -50,8 +48,7 @@ impl Error {
             | Self::Open { source }
             | Self::Send { source }
             | Self::Receive { source }
-            | Self::Sysctl { source, .. }
-            | Self::Announce { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            | Self::Sysctl { source, .. } => source.raw_os_error().map(Errno::from_raw),
             _ => None,
         }
     }

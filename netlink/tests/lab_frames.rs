@@ -56,9 +56,15 @@ fn pod_with_nic() -> (Netns, Netns, IfName) {
     (pod, far, name("net1"))
 }
 
+fn give_addresses(pod: &Netns) {
+    ip_do(pod, "addr add 10.6.1.10/16 dev net1");
+    ip_do(pod, "-6 addr add fd00:10:6::1:10/64 dev net1 nodad");
+}
+
 #[test]
 fn addresses_of_both_families_are_announced() {
     let (pod, far, dev) = pod_with_nic();
+    give_addresses(&pod);
     let tap = tap(&far);
     let ips = ["10.6.1.10", "fd00:10:6::1:10"].map(|i| i.parse::<IpAddr>().unwrap());
     assert_eq!(announce(Some(&pod), &dev, &ips, Duration::from_secs(1)).unwrap(), Announced::Sent);
@@ -67,7 +73,8 @@ fn addresses_of_both_families_are_announced() {
     assert_eq!(&arp[20..22], [0, 1], "RFC 5227: the request form");
     assert_eq!((&arp[28..32], &arp[38..42]), (&[10, 6, 1, 10][..], &[10, 6, 1, 10][..]));
     assert_eq!(arp[22..28], mac(MAC).bytes());
-    let na = frame(&tap, is_na).expect("an unsolicited neighbour advertisement");
+    // The link-local address is announced as well.
+    let na = frame(&tap, |f| is_na(f) && f[62] == 0xfd).expect("an unsolicited neighbour advertisement");
     assert_eq!(na[21], 255, "hop limit");
     assert_eq!(na[58] & 0x60, 0x20, "override and not solicited");
     assert_eq!(na[80..86], mac(MAC).bytes());
@@ -85,6 +92,7 @@ fn receivers_take_announcements_in() {
     let ips = ["10.6.1.10", "fd00:10:6::1:10"].map(|i| i.parse::<IpAddr>().unwrap());
     // The kernel takes no change of an entry within a second of the last one (locktime).
     std::thread::sleep(Duration::from_millis(1100));
+    give_addresses(&pod);
     announce(Some(&pod), &dev, &ips, Duration::from_secs(1)).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     let neighbours = run(&far, "ip", &["neigh", "show", "dev", "x"]).unwrap();
@@ -95,6 +103,7 @@ fn receivers_take_announcements_in() {
 fn an_announcement_waits_for_carrier() {
     let (pod, far) = (netns(), netns());
     cable(&pod, "net1", &far, "x");
+    ip_do(&pod, "addr add 10.6.1.10/16 dev net1");
     ip_do(&far, "link set x down");
     let tap = tap(&far);
     let late = std::thread::scope(|scope| {

@@ -160,6 +160,12 @@ fn everything() -> Plan {
             Step::DelRule { ns: pod, rule: Rule { table: 50, ..rule(500, Some("192.168.0.2/32"), true) } },
             // Not there: done. The kernel alone would take the rule at 1000 for it.
             Step::DelRule { ns: pod, rule: rule(1000, None, true) },
+            // Before the neighbours, which the kernel forgets at it.
+            Step::Announce {
+                ns: pod,
+                dev: name("net1"),
+                ips: vec!["10.6.1.10".parse().unwrap(), "fd00:10:6::1:10".parse().unwrap()],
+            },
             Step::AddNeighbour { ns: pod, dev: name("net1"), ip: "10.6.0.1".parse().unwrap(), mac: mac("0a:00:00:00:00:09") },
             Step::DelNeighbour { ns: pod, dev: name("old1"), ip: "192.168.0.7".parse().unwrap(), mac: mac("0a:00:00:00:00:07") },
             Step::AddRoute { ns: Ns::Host, route: route("10.6.1.10/32", None, "veth0123") },
@@ -168,11 +174,6 @@ fn everything() -> Plan {
                 dev: name("veth0123"),
                 ip: "10.6.1.10".parse().unwrap(),
                 mac: mac("0a:58:0a:06:01:0a"),
-            },
-            Step::Announce {
-                ns: pod,
-                dev: name("net1"),
-                ips: vec!["10.6.1.10".parse().unwrap(), "fd00:10:6::1:10".parse().unwrap()],
             },
             Step::DelAddr { ns: pod, dev: name("net1"), addr: addr("fd00:10:6::1:10/64") },
         ],
