@@ -290,6 +290,10 @@ fn full_pool(world: &World) -> Result<Vec<Row>> {
             },
         });
         leases.push_str(&format!("---\n{lease}\n"));
+        // The YAML reader takes at most 1,024 documents at once.
+        if i % 500 == 499 {
+            world.cluster.apply_text(&std::mem::take(&mut leases))?;
+        }
     }
     world.cluster.apply_text(&leases)?;
     wait_until("4,500 addresses are counted", Duration::from_secs(30), || {
