@@ -32,6 +32,9 @@ async fn main() -> anyhow::Result<()> {
     let server = Server::new(kinds::builtin(), api::crds::all()).context("failed to set up the served kinds")?;
     if let Some(path) = &args.snapshot {
         let found = server.load(path).context("failed to take over the snapshot; move it away to start empty")?;
+        // Before anything is served: the versions that this start skips over must stay skipped when it is killed before its
+        // first snapshot, or the next start would give the same ones out. And a file that cannot be written is told now.
+        server.save(path).context("failed to write the snapshot")?;
         tracing::info!(path = %path.display(), found, "snapshot");
     }
     let (stop, stopped) = watch::channel(false);
