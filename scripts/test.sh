@@ -31,7 +31,7 @@ unit() {
     # shellcheck disable=SC2086
     cargo clippy --workspace --all-targets $flags -- -D warnings -A clippy::unwrap_used
     # shellcheck disable=SC2046,SC2086
-    cargo test --workspace $flags --lib --bins $(targets unit)
+    cargo test --no-fail-fast --workspace $flags --lib --bins $(targets unit)
 }
 
 lab() {
@@ -42,7 +42,7 @@ lab() {
     cargo build --workspace --bins $flags
     # One test at a time: they are full machines with their own daemons, and a timeout must mean something.
     # shellcheck disable=SC2046,SC2086
-    cargo test --workspace $flags $(targets lab) -- --test-threads=1
+    cargo test --no-fail-fast --workspace $flags $(targets lab) -- --test-threads=1
     # Nothing may be left behind by any of them.
     "${CARGO_TARGET_DIR:-target}/lab/mooring-lab" leftovers
 }
@@ -61,7 +61,7 @@ kube() {
     MOORING_API_SUITE=$(realpath "$MOORING_API_SUITE")
     export MOORING_API_SUITE
     # shellcheck disable=SC2046,SC2086
-    cargo test --workspace $flags $(targets kube) -- --test-threads=1
+    cargo test --no-fail-fast --workspace $flags $(targets kube) -- --test-threads=1
     "${CARGO_TARGET_DIR:-target}/lab/mooring-lab" leftovers
 }
 
