@@ -7,6 +7,7 @@ use cni_plugin::garbage::Stays;
 use cni_plugin::nic;
 use model::observed::{Look, Observed, Ovs, OvsBridge, OvsPort, Scope};
 use model::{IfName, MacAddr, Mtu, Owner, RunBy, Tag, Trunks};
+use planner::node::port_as_is;
 use planner::step::{Interface, LinkSet, Port, PortSet, Veth};
 use planner::{Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
 
@@ -70,7 +71,7 @@ impl MainPlugin for Conf {
         // By the mark, on whatever bridge: the configuration may have changed since ADD.
         for (bridge, port) in seen.ovs.iter().flat_map(|o| marked(o, &attach.owner)) {
             if let Ok(name) = IfName::new(bridge.name.as_str()) {
-                plan.push(Step::DelPort { bridge: name, port: as_step(port) });
+                plan.push(Step::DelPort { bridge: name, port: port_as_is(port) });
             }
         }
         let alias = attach.owner.alias();
@@ -244,7 +245,7 @@ pub fn garbage(stays: &Stays<'_>, seen: &Observed) -> Plan {
             continue;
         }
         if let Ok(name) = IfName::new(bridge.name.as_str()) {
-            plan.push(Step::DelPort { bridge: name, port: as_step(port) });
+            plan.push(Step::DelPort { bridge: name, port: port_as_is(port) });
         }
         let alias = owner.alias();
         for link in seen.host.links.iter().filter(|l| l.alias.as_deref() == Some(alias.as_str())) {
@@ -252,28 +253,4 @@ pub fn garbage(stays: &Stays<'_>, seen: &Observed) -> Plan {
         }
     }
     plan
-}
-
-/// A row as a step can bring it back.
-fn as_step(p: &OvsPort) -> Port {
-    Port {
-        name: p.name.clone(),
-        interfaces: p
-            .interfaces
-            .iter()
-            .map(|i| Interface {
-                name: i.name.clone(),
-                kind: i.kind.clone(),
-                external_ids: i.external_ids.clone(),
-                ..Interface::default()
-            })
-            .collect(),
-        set: PortSet {
-            tag: p.tag.and_then(|t| Tag::new(i64::from(t)).ok()).map(Some),
-            trunks: Some(p.trunk_set()).filter(|t| !t.is_empty()),
-            vlan_mode: p.vlan_mode.clone().map(Some),
-            external_ids: p.external_ids.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect(),
-            ..PortSet::default()
-        },
-    }
 }

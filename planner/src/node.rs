@@ -12,6 +12,8 @@ mod ports;
 mod removal;
 pub mod uplink;
 
+pub use ports::port_as_is;
+
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -70,14 +70,14 @@ async fn undo(hands: &impl Hands, steps: &[Step], changed: &[usize]) -> Undo {
 
 /// Where a step is carried out; steps with the same place may share an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(crate) enum Place {
     Netlink(Ns),
     Ovsdb,
     /// By itself: a file, or a socket of another kind.
     Alone,
 }
 
-fn place(step: &Step) -> Place {
+pub(crate) fn place(step: &Step) -> Place {
     use Step::*;
     match step {
         // Both are born in the pod's namespace.

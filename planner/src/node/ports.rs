@@ -168,7 +168,7 @@ pub(crate) fn have_port(p: &OvsPort, key: &str) -> Option<String> {
 }
 
 /// A port as it is, so that deleting it can be taken back.
-pub(crate) fn port_as_is(p: &OvsPort) -> Port {
+pub fn port_as_is(p: &OvsPort) -> Port {
     let delay = |n: i64| u32::try_from(n).ok().filter(|n| *n != 0);
     Port {
         name: p.name.clone(),

@@ -11,7 +11,7 @@ use planner::{Ns, Step};
 
 use super::Pod;
 use crate::error::StepError;
-use crate::exec::{Done, Failed};
+use crate::exec::{Done, Failed, Place, place};
 
 /// A veth or macvlan has carrier within milliseconds of being up. Where the parent has none, waiting longer would
 /// only make the caller wait: `arp_notify` and `ndisc_notify` make the kernel announce when it comes.
@@ -233,20 +233,11 @@ impl Kernel<'_> {
     }
 }
 
+/// The namespace of a run's batch; `exec` puts only steps of one into a run.
 fn batch_ns(step: &Step) -> Ns {
-    use Step::*;
-    match step {
-        DelLink { ns, .. }
-        | SetLink { ns, .. }
-        | AddAddr { ns, .. }
-        | DelAddr { ns, .. }
-        | AddRoute { ns, .. }
-        | DelRoute { ns, .. }
-        | AddRule { ns, .. }
-        | DelRule { ns, .. }
-        | AddNeighbour { ns, .. }
-        | DelNeighbour { ns, .. } => *ns,
-        _ => Ns::Pod,
+    match place(step) {
+        Place::Netlink(ns) => ns,
+        Place::Ovsdb | Place::Alone => Ns::Pod,
     }
 }
 
