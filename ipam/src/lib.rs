@@ -3,6 +3,7 @@
 
 pub mod choice;
 pub mod fixed;
+pub mod fleet;
 pub mod pool;
 pub mod ranges;
 pub mod window;

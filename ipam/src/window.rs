@@ -169,17 +169,20 @@ pub enum LeaseState {
     Kept,
     /// Its node cannot be reached.
     Unreachable,
+    /// Somebody else was seen to use the address; nobody gets it.
+    Quarantined,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Addresses that may be given out.
     pub total: u128,
-    /// Leases with a holder.
+    /// Leases with a holder on a node that can be reached.
     pub allocated: u64,
     pub spare: u64,
     pub kept: u64,
     pub unreachable: u64,
+    pub quarantined: u64,
     /// Addresses that may be given out and have no lease.
     pub free: u128,
 }
@@ -192,6 +195,7 @@ pub fn counts(allocatable: &Ranges, leases: impl IntoIterator<Item = (IpAddr, Le
             LeaseState::Spare => c.spare += 1,
             LeaseState::Kept => c.kept += 1,
             LeaseState::Unreachable => c.unreachable += 1,
+            LeaseState::Quarantined => c.quarantined += 1,
         }
         // A lease may lie outside: the range was cut, or reserved, after it was given.
         if allocatable.contains(ip) {
