@@ -11,8 +11,8 @@ pub use bridge::{
     FailedNode, Lacp, Uplink,
 };
 pub use lease::{
-    AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, LeaseNameError, Wanted, chunk_label, chunk_of_label,
-    lease_name, parse_lease_name,
+    AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, LeaseNameError, Quarantine, QuarantineReason, Wanted,
+    chunk_label, chunk_of_label, lease_name, parse_lease_name,
 };
 pub use node_network::{
     BridgeOnNode, BridgePhase, BridgeState, InterfaceSummary, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus,

@@ -454,6 +454,7 @@ impl Leases {
             identity: ask.identity.cloned(),
             wanted: None,
             released_at: None,
+            quarantine: None,
         };
         let mut lease = AddressLease::new(name, spec);
         let mut labels = BTreeMap::from([

@@ -27,10 +27,12 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "NAMESPACE", type_ = "string", json_path = ".spec.holder.podNamespace"),
     printcolumn(name = "POD", type_ = "string", json_path = ".spec.holder.podName"),
     printcolumn(name = "INTERFACE", type_ = "string", json_path = ".spec.holder.interface"),
+    printcolumn(name = "CONFLICT-MAC", type_ = "string", json_path = ".spec.quarantine.mac"),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(validation = Rule::new("(has(self.node) && self.node != '') == (has(self.agentID) && self.agentID != '')").message("node and agentID must be given together"))]
 #[x_kube(validation = Rule::new("!has(self.holder) || (has(self.node) && self.node != '')").message("a lease with a holder must have a node"))]
+#[x_kube(validation = Rule::new("!has(self.quarantine) || (!has(self.holder) && (!has(self.node) || self.node == ''))").message("a quarantined lease must have neither holder nor node"))]
 #[serde(rename_all = "camelCase")]
 pub struct AddressLeaseSpec {
     pub pool: String,
@@ -39,7 +41,7 @@ pub struct AddressLeaseSpec {
     #[x_kube(validation = Rule::new("isIP(self)").message("must be an address"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("cannot be changed"))]
     pub address: String,
-    /// Node whose agent has the lease; empty only for a fixed one that was given back.
+    /// Node whose agent has the lease; empty only for a fixed one that was given back and a quarantined one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node: String,
     /// UUID on the disk of that node's agent; empty with `node`.
@@ -57,6 +59,9 @@ pub struct AddressLeaseSpec {
     /// When the last holder went, RFC 3339; the address rests from then on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub released_at: Option<String>,
+    /// Somebody who is none of ours uses the address: nobody takes it until the controller deletes the lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +93,27 @@ pub enum IdentityKind {
     VirtualMachine,
     /// A pod that names its address (`mooring.dev/ips`, or `ips` of its networks).
     Pod,
+}
+
+/// Why nobody may use an address for a while.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    /// Hardware address of whoever uses the address, in small letters; absent where none was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9a-f]{2}:){5}[0-9a-f]{2}$')").message("must be a hardware address in small letters"))]
+    pub mac: Option<String>,
+    pub reason: QuarantineReason,
+    /// Node whose agent noticed.
+    pub node: String,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum QuarantineReason {
+    /// Somebody answered for it before the pod used it (RFC 5227 section 2.1.1, RFC 4862 section 5.4).
+    DuplicateAddress,
 }
 
 /// A request for a hand-over.

@@ -136,6 +136,10 @@ pub struct SpiderIPPoolStatus {
     #[serde(rename = "spareIPCount", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub spare_ip_count: Option<i64>,
+    /// Leases that nobody takes, because a stranger uses their addresses.
+    #[serde(rename = "quarantinedIPCount", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub quarantined_ip_count: Option<i64>,
     /// Leases whose node cannot be reached.
     #[serde(rename = "unreachableIPCount", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]

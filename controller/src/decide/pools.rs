@@ -113,6 +113,8 @@ impl World {
             free_ip_count: Some(clamp(counts.free)),
             spare_ip_count: Some(clamp(u128::from(counts.spare + counts.kept))),
             unreachable_ip_count: Some(clamp(u128::from(counts.unreachable))),
+            // Leases are not put into quarantine yet.
+            quarantined_ip_count: None,
             allocated_ips: old.allocated_ips,
             conditions: conditions::with(&old.conditions, &verdicts, generation, now),
         }
