@@ -18,6 +18,15 @@ pub const IPS: &str = "mooring.dev/ips";
 /// On pools and Bridges: nothing of it is in use any more.
 pub const FINALIZER: &str = "mooring.dev/in-use";
 
+/// On an AddressLease, by `mooring release`: the agentID of its agent, which is declared gone. Another agent's takes no notice.
+pub const RELEASED: &str = "mooring.dev/released";
+/// On a Node, by the controller: what of the node was fenced, in JSON.
+pub const FENCED: &str = "mooring.dev/fenced";
+/// Taint by which an administrator says that a node is shut down and stays so (Kubernetes' non-graceful node shutdown).
+pub const TAINT_OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+/// Taints of a node that does not answer or is not ready.
+pub const TAINTS_UNREACHABLE: [&str; 2] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"];
+
 /// Labels of AddressLeases.
 pub const LEASE_POOL: &str = "mooring.dev/pool";
 pub const LEASE_NODE: &str = "mooring.dev/node";

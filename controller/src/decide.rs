@@ -3,6 +3,7 @@
 pub mod bridges;
 pub mod conditions;
 pub mod coordinators;
+pub mod losses;
 pub mod networks;
 pub mod pools;
 
@@ -26,6 +27,10 @@ pub fn decide(state: &State, dirty: &Dirty, now: &Stamp) -> Vec<Write> {
     }
     if dirty.bridges {
         out.extend(bridges::decide(state, now));
+    }
+    // Before the pools, which count what is left.
+    if dirty.losses {
+        out.extend(losses::decide(state, now));
     }
     if dirty.pools || !dirty.domains.is_empty() {
         out.extend(pools::decide(state, dirty, now));

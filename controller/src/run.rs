@@ -1,4 +1,4 @@
-//! The loop: watches mark things dirty, one task decides and writes. Who owns what: each watch is one task that ends with the
+//! The loop of the one controller that leads: watches mark things dirty, one task decides and writes. Who owns what: each watch is one task that ends with the
 //! loop's receiver; the loop owns the state. Cancelling is safe: a write is one request, and what was not written is decided
 //! again at the next start.
 
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::decide::{self, decide};
+use crate::leader::Leader;
 use crate::state::{Change, Dirty, SlimNode, State};
 use crate::write::{WriteError, write};
 
@@ -41,7 +42,31 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// which a kubelet may have put back to zero, are compared by value).
 const RESYNC: Duration = Duration::from_secs(300);
 
+/// Quarantines end by the clock; nobody waits for one by the second.
+const QUARANTINES: Duration = Duration::from_secs(10);
+
+/// Leads whenever it is our turn, until the shutdown.
 pub async fn run(client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
+    let mut leader = Leader::new(client.clone());
+    loop {
+        tokio::select! {
+            () = shutdown.wait() => return Ok(()),
+            () = leader.acquire() => tracing::info!("leading"),
+        }
+        let done = tokio::select! {
+            done = lead(client.clone(), shutdown.clone()) => Some(done),
+            // The work stops where it is: another controller reads what was written, and decides anew.
+            () = leader.keep() => None,
+        };
+        if let Some(done) = done {
+            leader.release().await;
+            return done;
+        }
+    }
+}
+
+/// Decides and writes, until the shutdown.
+pub async fn lead(client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
     let (tx, mut rx) = mpsc::channel(QUEUE);
     start_watches(&client, &tx);
     drop(tx);
@@ -51,11 +76,13 @@ pub async fn run(client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
     let mut next_pools = Instant::now();
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut resync = tokio::time::interval(RESYNC);
+    let mut quarantines = tokio::time::interval(QUARANTINES);
     let mut ready = false;
     loop {
         tokio::select! {
             () = shutdown.wait() => return Ok(()),
             _ = resync.tick() => dirty.merge(Dirty::all()),
+            _ = quarantines.tick() => dirty.losses |= state.leases.orphans().next().is_some(),
             change = rx.recv() => match change {
                 Some(c) => state.apply(c, &mut dirty),
                 None => anyhow::bail!("all watches ended"),

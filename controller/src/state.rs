@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use api::mooring::AddressLease;
 use api::{
     Bridge, NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderMultusConfig,
-    SpiderReservedIP,
+    SpiderReservedIP, keys,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
@@ -21,7 +22,36 @@ use serde::{Deserialize, Serialize};
 pub struct SlimNode {
     pub metadata: ObjectMeta,
     #[serde(default)]
+    pub spec: SlimNodeSpec,
+    #[serde(default)]
     pub status: SlimNodeStatus,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub struct SlimNodeSpec {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<SlimTaint>,
+}
+
+/// A taint without its value and time.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlimTaint {
+    pub key: String,
+    pub effect: String,
+}
+
+impl SlimNode {
+    /// An administrator says that it is shut down and stays so.
+    pub fn is_out_of_service(&self) -> bool {
+        self.spec.taints.iter().any(|t| t.key == keys::TAINT_OUT_OF_SERVICE)
+    }
+
+    /// Kubernetes counts on it. The taints of a node that does not answer have the effect NoExecute; the same with NoSchedule
+    /// is on every node from its creation until it is ready for the first time.
+    pub fn is_reachable(&self) -> bool {
+        let away = |t: &SlimTaint| t.effect == "NoExecute" && keys::TAINTS_UNREACHABLE.contains(&t.key.as_str());
+        !self.is_out_of_service() && !self.spec.taints.iter().any(away)
+    }
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
@@ -122,8 +152,48 @@ pub struct LeaseView {
     pub ip: IpAddr,
     pub domain: String,
     pub node: String,
-    pub has_holder: bool,
+    pub agent_id: String,
+    pub held: bool,
+    pub fixed: bool,
+    pub wanted: bool,
+    /// Somebody declared by hand that the agent which has it is gone.
+    pub released: bool,
+    pub quarantine: Option<Box<Quarantined>>,
     pub resource_version: String,
+}
+
+/// Since when nobody may have an address, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    pub mac: Option<String>,
+    /// Who noticed.
+    pub node: String,
+    /// Unix seconds; 0 where the lease says nothing readable.
+    pub since: i64,
+}
+
+impl LeaseView {
+    pub fn name(&self) -> String {
+        api::mooring::lease_name(&self.domain, self.ip)
+    }
+
+    /// As the decisions of crate `ipam` see it.
+    pub fn fleet(&self) -> ipam::fleet::Lease<'_> {
+        ipam::fleet::Lease {
+            ip: self.ip,
+            node: &self.node,
+            agent_id: &self.agent_id,
+            held: self.held,
+            fixed: self.fixed,
+            wanted: self.wanted,
+            quarantined: self.quarantine.as_ref().map(|q| q.since),
+        }
+    }
+
+    /// Nobody but the controller does what has to be done with it.
+    fn is_orphan(&self) -> bool {
+        self.released || self.quarantine.is_some()
+    }
 }
 
 /// Leases by domain and address: domains are what addresses are unique in.
@@ -132,6 +202,8 @@ pub struct Leases {
     by_address: BTreeMap<(String, IpAddr), LeaseView>,
     /// Pool -> its leases.
     by_pool: BTreeMap<String, BTreeSet<(String, IpAddr)>>,
+    /// Those that only the controller can do something about.
+    orphans: BTreeSet<(String, IpAddr)>,
     relist: Option<Vec<LeaseView>>,
     synced: bool,
 }
@@ -150,6 +222,7 @@ impl Leases {
                 dirty.extend(self.by_address.keys().map(|(d, _)| d.clone()));
                 self.by_address.clear();
                 self.by_pool.clear();
+                self.orphans.clear();
                 for v in self.relist.take().unwrap_or_default() {
                     dirty.insert(v.domain.clone());
                     self.insert(v);
@@ -176,10 +249,14 @@ impl Leases {
         let k = (v.domain.clone(), v.ip);
         self.remove(&k);
         self.by_pool.entry(v.pool.clone()).or_default().insert(k.clone());
+        if v.is_orphan() {
+            self.orphans.insert(k.clone());
+        }
         self.by_address.insert(k, v);
     }
 
     fn remove(&mut self, k: &(String, IpAddr)) {
+        self.orphans.remove(k);
         if let Some(old) = self.by_address.remove(k)
             && let Some(set) = self.by_pool.get_mut(&old.pool)
         {
@@ -196,6 +273,16 @@ impl Leases {
     pub fn in_range<'a>(&'a self, domain: &str, first: IpAddr, last: IpAddr) -> impl Iterator<Item = &'a LeaseView> {
         let d = domain.to_owned();
         self.by_address.range((d.clone(), first)..=(d, last)).map(|(_, v)| v)
+    }
+
+    /// Leases of a node. Walks all of them: asked for only while the node is being fenced.
+    pub fn of_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a LeaseView> {
+        self.by_address.values().filter(move |l| l.node == node)
+    }
+
+    /// Leases by domain and address that only the controller can do something about.
+    pub fn orphans(&self) -> impl Iterator<Item = &LeaseView> {
+        self.orphans.iter().filter_map(|k| self.by_address.get(k))
     }
 
     pub fn synced(&self) -> bool {
@@ -226,7 +313,15 @@ fn view(l: &AddressLease) -> Option<LeaseView> {
         ip,
         domain: domain.to_owned(),
         node: l.spec.node.clone(),
-        has_holder: l.spec.holder.is_some(),
+        agent_id: l.spec.agent_id.clone(),
+        held: l.spec.holder.is_some(),
+        fixed: l.spec.identity.is_some(),
+        wanted: l.spec.wanted.is_some(),
+        released: !l.spec.agent_id.is_empty() && l.annotations().get(keys::RELEASED) == Some(&l.spec.agent_id),
+        quarantine: l.spec.quarantine.as_ref().map(|q| {
+            let since = q.at.parse::<Timestamp>().map_or(0, Timestamp::as_second);
+            Box::new(Quarantined { mac: q.mac.clone(), node: q.node.clone(), since })
+        }),
         resource_version: l.resource_version().unwrap_or_default(),
     })
 }
@@ -290,11 +385,13 @@ pub struct Dirty {
     pub networks: bool,
     pub coordinators: bool,
     pub bridges: bool,
+    /// What nodes lose that cannot give it back: nodes, or leases of such a node, changed.
+    pub losses: bool,
 }
 
 impl Dirty {
     pub fn all() -> Self {
-        Self { pools: true, domains: BTreeSet::new(), networks: true, coordinators: true, bridges: true }
+        Self { pools: true, domains: BTreeSet::new(), networks: true, coordinators: true, bridges: true, losses: true }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -307,6 +404,7 @@ impl Dirty {
         self.networks |= other.networks;
         self.coordinators |= other.coordinators;
         self.bridges |= other.bridges;
+        self.losses |= other.losses;
     }
 }
 
@@ -317,7 +415,10 @@ impl State {
             Change::Pool(e) => dirty.pools |= !self.pools.apply(e).is_empty(),
             Change::Reserved(e) => dirty.pools |= !self.reserved.apply(e).is_empty(),
             Change::PoolMap(e) => dirty.pools |= !self.pool_maps.apply(e).is_empty(),
-            Change::Lease(e) => self.leases.apply(e, &mut dirty.domains),
+            Change::Lease(e) => {
+                self.leases.apply(e, &mut dirty.domains);
+                dirty.losses = true;
+            }
             Change::MultusConfig(e) => dirty.networks |= !self.multus_configs.apply(e).is_empty(),
             Change::Nad(e) => dirty.networks |= !self.nads.apply(e).is_empty(),
             Change::Coordinator(e) => {
@@ -330,15 +431,18 @@ impl State {
             Change::Bridge(e) => dirty.bridges |= !self.bridges.apply(e).is_empty(),
             // A heartbeat changes only what we do not keep.
             Change::Node(e) => {
-                dirty.bridges |= self.nodes.apply(e).iter().any(|(old, new)| match (old, new) {
-                    (Some(o), Some(n)) => {
-                        o.metadata.labels != n.metadata.labels
-                            || o.metadata.annotations != n.metadata.annotations
-                            || o.status.capacity != n.status.capacity
-                            || o.metadata.deletion_timestamp != n.metadata.deletion_timestamp
-                    }
-                    _ => true,
-                });
+                for (old, new) in self.nodes.apply(e) {
+                    let (Some(o), Some(n)) = (&old, &new) else {
+                        *dirty = Dirty { pools: true, bridges: true, losses: true, ..std::mem::take(dirty) };
+                        continue;
+                    };
+                    dirty.bridges |= o.metadata.labels != n.metadata.labels
+                        || o.metadata.annotations != n.metadata.annotations
+                        || o.status.capacity != n.status.capacity
+                        || o.metadata.deletion_timestamp != n.metadata.deletion_timestamp;
+                    dirty.losses |= o.spec.taints != n.spec.taints || o.metadata.annotations != n.metadata.annotations;
+                    dirty.pools |= o.spec.taints != n.spec.taints;
+                }
             }
             Change::NodeNetwork(e) => dirty.bridges |= !self.node_networks.apply(e).is_empty(),
         }
@@ -397,13 +501,17 @@ mod tests {
         node.metadata.name = Some("n1".into());
         let mut d = Dirty::default();
         s.apply(Change::Node(Event::Apply(node.clone())), &mut d);
-        assert!(d.bridges);
+        assert!(d.bridges && d.pools && d.losses);
         d = Dirty::default();
         node.metadata.resource_version = Some("2".into());
         s.apply(Change::Node(Event::Apply(node.clone())), &mut d);
         assert!(d.is_empty());
         node.metadata.labels = Some(BTreeMap::from([("bridge.mooring.dev/br1".into(), "enabled".into())]));
+        s.apply(Change::Node(Event::Apply(node.clone())), &mut d);
+        assert!(d.bridges && !d.pools);
+        node.spec.taints.push(SlimTaint { key: "node.kubernetes.io/unreachable".into(), effect: "NoExecute".into() });
+        d = Dirty::default();
         s.apply(Change::Node(Event::Apply(node)), &mut d);
-        assert!(d.bridges);
+        assert!(d.pools && d.losses && !d.bridges, "its leases count otherwise");
     }
 }

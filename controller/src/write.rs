@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use api::mooring::{Bridge, NodeNetwork, PoolMap};
+use api::mooring::{AddressLease, Bridge, NodeNetwork, PoolMap};
 use api::{NetworkAttachmentDefinition, SpiderCoordinator, SpiderIPPool, SpiderMultusConfig};
 use k8s_openapi::api::core::v1::{Event, Node};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
@@ -15,6 +15,7 @@ use serde_json::Value;
 pub enum Kind {
     Pool,
     PoolMap,
+    Lease,
     MultusConfig,
     Nad,
     Coordinator,
@@ -29,6 +30,7 @@ impl Kind {
         match self {
             Kind::Pool => ApiResource::erase::<SpiderIPPool>(&()),
             Kind::PoolMap => ApiResource::erase::<PoolMap>(&()),
+            Kind::Lease => ApiResource::erase::<AddressLease>(&()),
             Kind::MultusConfig => ApiResource::erase::<SpiderMultusConfig>(&()),
             Kind::Nad => ApiResource::erase::<NetworkAttachmentDefinition>(&()),
             Kind::Coordinator => ApiResource::erase::<SpiderCoordinator>(&()),
@@ -61,6 +63,8 @@ pub enum Op {
     Replace(Value),
     Delete {
         uid: Option<String>,
+        /// Only as it was decided about.
+        resource_version: Option<String>,
     },
 }
 
@@ -115,9 +119,10 @@ pub async fn write(client: &Client, w: &Write) -> Result<(), WriteError> {
         Op::Replace(v) => api.replace(&w.name, &PostParams::default(), &object(v)?).await.map(drop),
         Op::Patch(v) => api.patch(&w.name, &params, &Patch::Merge(v)).await.map(drop),
         Op::PatchStatus(v) => api.patch_status(&w.name, &params, &Patch::Merge(v)).await.map(drop),
-        Op::Delete { uid } => {
+        Op::Delete { uid, resource_version } => {
+            let only = Preconditions { uid: uid.clone(), resource_version: resource_version.clone() };
             let p = DeleteParams {
-                preconditions: uid.clone().map(|u| Preconditions { uid: Some(u), resource_version: None }),
+                preconditions: (uid.is_some() || resource_version.is_some()).then_some(only),
                 ..Default::default()
             };
             api.delete(&w.name, &p).await.map(drop)

@@ -120,7 +120,7 @@ pub struct SpiderIPPoolStatus {
     /// 4 or 6, as the subnet says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_version: Option<i64>,
-    /// Leases with a holder.
+    /// Leases with a holder, those of unreachable nodes not counted.
     #[serde(rename = "allocatedIPCount", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub allocated_ip_count: Option<i64>,
@@ -136,11 +136,15 @@ pub struct SpiderIPPoolStatus {
     #[serde(rename = "spareIPCount", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub spare_ip_count: Option<i64>,
+    /// Leases without node and holder, kept for an identity.
+    #[serde(rename = "keptIPCount", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub kept_ip_count: Option<i64>,
     /// Leases that nobody takes, because a stranger uses their addresses.
     #[serde(rename = "quarantinedIPCount", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub quarantined_ip_count: Option<i64>,
-    /// Leases whose node cannot be reached.
+    /// Leases, with a holder or without, whose node is gone, tainted unreachable or not ready.
     #[serde(rename = "unreachableIPCount", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub unreachable_ip_count: Option<i64>,

@@ -126,7 +126,12 @@ fn renamed(state: &State, uid: &str, keep: &str) -> Vec<Write> {
         .nads
         .iter()
         .filter(|(k, n)| k.as_str() != keep && n.owner_references().iter().any(|r| r.uid == uid && r.controller == Some(true)))
-        .map(|(_, n)| Write { kind: Kind::Nad, namespace: n.namespace(), name: n.name_any(), op: Op::Delete { uid: n.uid() } })
+        .map(|(_, n)| Write {
+            kind: Kind::Nad,
+            namespace: n.namespace(),
+            name: n.name_any(),
+            op: Op::Delete { uid: n.uid(), resource_version: None },
+        })
         .collect()
 }
 
@@ -266,7 +271,7 @@ mod tests {
         let w = decide(&world(vec![s], vec![old]), &now());
         assert_eq!(w.len(), 2);
         assert_eq!(created(&w[0]).name_any(), "other");
-        assert_eq!(w[1].op, Op::Delete { uid: Some("n1".into()) });
+        assert_eq!(w[1].op, Op::Delete { uid: Some("n1".into()), resource_version: None });
     }
 
     #[test]

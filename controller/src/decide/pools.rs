@@ -1,13 +1,13 @@
 //! Pools: counts, conditions and the finalizer of each SpiderIPPool, and its PoolMap, the hint from which agents choose a free
 //! address. The truth is the leases; nothing here decides who has an address.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::convert::{self, Checked};
 use api::mooring::{Chunk, PoolMapSpec};
 use api::spider::ippool::SpiderIPPoolStatus;
 use api::{PoolMap, SpiderIPPool, keys};
-use ipam::{LeaseState, Pool, Window};
+use ipam::{Counts, LeaseState, Pool, Window, fleet};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ pub fn decide(state: &State, dirty: &Dirty, now: &Stamp) -> Vec<Write> {
             kind: Kind::PoolMap,
             namespace: None,
             name: m.name_any(),
-            op: Op::Delete { uid: m.uid() },
+            op: Op::Delete { uid: m.uid(), resource_version: None },
         }));
     }
     out
@@ -40,12 +40,26 @@ fn domain(p: &SpiderIPPool) -> &str {
     p.annotations().get(keys::L2_DOMAIN).map_or(keys::DEFAULT_L2_DOMAIN, String::as_str)
 }
 
-/// All pools, checked.
-struct World(Checked);
+struct World<'a> {
+    /// All pools, checked.
+    pools: Checked,
+    /// Nodes that are there and answer.
+    reachable: BTreeSet<&'a str>,
+    /// All nodes.
+    nodes: BTreeSet<&'a str>,
+}
 
-impl World {
-    fn new(state: &State) -> Self {
-        Self(convert::pools(state.pools.values(), state.reserved.values()))
+impl<'a> World<'a> {
+    fn new(state: &'a State) -> Self {
+        Self {
+            pools: convert::pools(state.pools.values(), state.reserved.values()),
+            reachable: state.nodes.iter().filter(|(_, n)| n.is_reachable()).map(|(name, _)| name.as_str()).collect(),
+            nodes: state.nodes.iter().map(|(name, _)| name.as_str()).collect(),
+        }
+    }
+
+    fn state(&self, l: &LeaseView) -> LeaseState {
+        l.fleet().state(|node| self.reachable.contains(node))
     }
 
     fn pool(&self, state: &State, name: &str, obj: &SpiderIPPool, now: &Stamp) -> Vec<Write> {
@@ -66,12 +80,16 @@ impl World {
             out.push(write(Op::Patch(json!({ "metadata": { "resourceVersion": obj.resource_version(), "finalizers": all } }))));
         }
         let leases: Vec<&LeaseView> = state.leases.of_pool(name).collect();
-        let status = self.status(name, obj, &leases, now);
+        let counts = self.pools.pools.allocatable(name).map(|r| ipam::counts(r, leases.iter().map(|l| (l.ip, self.state(l)))));
+        let counts = counts.unwrap_or_default();
+        let status = self.status(name, obj, &leases, &counts, now);
         if obj.status.as_ref() != Some(&status) {
             // Only we write a pool's status: no guard, or the finalizer written just before would make it fail.
             out.push(write(Op::PatchStatus(json!({ "status": status_patch(&status) }))));
         }
-        if let (Some(pool), Some(allocatable), false) = (self.0.pools.get(name), self.0.pools.allocatable(name), terminating) {
+        if let (Some(pool), Some(allocatable), false) =
+            (self.pools.pools.get(name), self.pools.pools.allocatable(name), terminating)
+        {
             // Addresses of any pool's leases are taken: overlapping pools share a domain.
             let leased: BTreeSet<_> = match (allocatable.nth(0), allocatable.nth(allocatable.len().saturating_sub(1))) {
                 (Some(first), Some(last)) => state.leases.in_range(&pool.domain, first, last).map(|l| l.ip).collect(),
@@ -81,20 +99,27 @@ impl World {
                 pool: name.to_owned(),
                 generation: obj.metadata.generation,
                 chunks: Window::build(allocatable, &leased).chunks.iter().map(|c| Chunk::new(c.base, &c.free)).collect(),
-                // Spares come with the hand-over of addresses; until then an agent keeps none.
-                spares_per_node: 0,
-                recall: Vec::new(),
+                spares_per_node: self.spares(pool, &leases, &counts),
+                recall: fleet::recall(leases.iter().map(|l| l.fleet())).iter().map(ToString::to_string).collect(),
             };
             out.extend(pool_map(obj, spec, state.pool_maps.get(name)));
         }
         out
     }
 
-    fn status(&self, name: &str, obj: &SpiderIPPool, leases: &[&LeaseView], now: &Stamp) -> SpiderIPPoolStatus {
+    /// A pool that gives nothing out has its spares back.
+    fn spares(&self, pool: &Pool, leases: &[&LeaseView], counts: &Counts) -> i32 {
+        if pool.disable || !pool.unimplemented.is_empty() {
+            return 0;
+        }
+        fleet::spares(counts.free, leases.iter().map(|l| l.fleet()), |node| self.reachable.contains(node)).into()
+    }
+
+    fn status(&self, name: &str, obj: &SpiderIPPool, leases: &[&LeaseView], counts: &Counts, now: &Stamp) -> SpiderIPPoolStatus {
         let old = obj.status.clone().unwrap_or_default();
         let generation = obj.metadata.generation;
-        let Some((pool, allocatable)) = self.0.pools.get(name).zip(self.0.pools.allocatable(name)) else {
-            let why = self.0.invalid.get(name).map(ToString::to_string).unwrap_or_default();
+        let Some(pool) = self.pools.pools.get(name) else {
+            let why = self.pools.invalid.get(name).map(ToString::to_string).unwrap_or_default();
             let verdicts = [Verdict::new("Ready", false, "Invalid", why)];
             return SpiderIPPoolStatus {
                 observed_generation: generation,
@@ -102,25 +127,26 @@ impl World {
                 ..old
             };
         };
-        let counts = ipam::counts(allocatable, leases.iter().map(|l| (l.ip, lease_state(l))));
         let outside: Vec<_> = leases.iter().filter(|l| !pool.ranges.contains(l.ip)).map(|l| l.ip.to_string()).collect();
-        let verdicts = self.verdicts(pool, counts.free, &outside);
+        let mut verdicts = self.verdicts(pool, counts, &outside);
+        verdicts.push(self.unreachable(leases));
+        verdicts.push(quarantined(leases));
         SpiderIPPoolStatus {
             observed_generation: generation,
             ip_version: Some(if pool.subnet.is_ipv4() { 4 } else { 6 }),
             allocated_ip_count: Some(clamp(u128::from(counts.allocated))),
             total_ip_count: Some(clamp(pool.ranges.len())),
             free_ip_count: Some(clamp(counts.free)),
-            spare_ip_count: Some(clamp(u128::from(counts.spare + counts.kept))),
+            spare_ip_count: Some(clamp(u128::from(counts.spare))),
+            kept_ip_count: Some(clamp(u128::from(counts.kept))),
+            quarantined_ip_count: Some(clamp(u128::from(counts.quarantined))),
             unreachable_ip_count: Some(clamp(u128::from(counts.unreachable))),
-            // Leases are not put into quarantine yet.
-            quarantined_ip_count: None,
             allocated_ips: old.allocated_ips,
             conditions: conditions::with(&old.conditions, &verdicts, generation, now),
         }
     }
 
-    fn verdicts(&self, pool: &Pool, free: u128, outside: &[String]) -> Vec<Verdict> {
+    fn verdicts(&self, pool: &Pool, counts: &Counts, outside: &[String]) -> Vec<Verdict> {
         let ready = if !pool.unimplemented.is_empty() {
             Verdict::new(
                 "Ready",
@@ -132,19 +158,20 @@ impl World {
             Verdict::new("Ready", false, "Disabled", "spec.disable is true: nothing new is given out")
         } else if pool.terminating {
             Verdict::new("Ready", false, "Terminating", "it is deleted when its last address is given back")
-        } else if !self.0.reserved_invalid.is_empty() {
+        } else if !self.pools.reserved_invalid.is_empty() {
             // More is given out than was meant: every pool says so.
-            let list: Vec<_> = self.0.reserved_invalid.iter().map(|(name, e)| format!("SpiderReservedIP {name}: {e}")).collect();
+            let list: Vec<_> =
+                self.pools.reserved_invalid.iter().map(|(name, e)| format!("SpiderReservedIP {name}: {e}")).collect();
             Verdict::new("Ready", true, "ReservedIPInvalid", list.join("; "))
         } else {
             Verdict::new("Ready", true, "Usable", "")
         };
-        let exhausted = if free == 0 {
-            Verdict::new("Exhausted", true, "NoFreeAddress", "every address has a lease")
+        let exhausted = if counts.free == 0 {
+            Verdict::new("Exhausted", true, "NoFreeAddress", every_address(counts))
         } else {
             Verdict::new("Exhausted", false, "HasFreeAddress", "")
         };
-        let overlaps = self.0.pools.overlaps(&pool.name);
+        let overlaps = self.pools.pools.overlaps(&pool.name);
         let overlap = if overlaps.is_empty() {
             Verdict::new("Overlap", false, "NoOverlap", "")
         } else {
@@ -164,13 +191,62 @@ impl World {
         };
         vec![ready, exhausted, overlap, cut]
     }
+
+    /// Which nodes hold addresses that they cannot give back. Nothing is released for that: the node may live, cut off.
+    fn unreachable(&self, leases: &[&LeaseView]) -> Verdict {
+        let mut nodes: BTreeMap<&str, usize> = BTreeMap::new();
+        for l in leases.iter().filter(|l| self.state(l) == LeaseState::Unreachable) {
+            *nodes.entry(&l.node).or_default() += 1;
+        }
+        if nodes.is_empty() {
+            return Verdict::new("UnreachableNodes", false, "AllReachable", "");
+        }
+        let gone = |node: &str| !self.nodes.contains(node);
+        let one = |(node, n): (&&str, &usize)| match gone(node) {
+            true => format!("{n} of node {node}, which is deleted (when it is dead: mooring release --node {node})"),
+            false => format!("{n} of node {node}, which is not ready"),
+        };
+        let any_gone = nodes.keys().any(|n| gone(n));
+        let text = nodes.iter().map(one).collect::<Vec<_>>().join("; ");
+        Verdict::new(
+            "UnreachableNodes",
+            true,
+            if any_gone { "NodeDeleted" } else { "NodeNotReady" },
+            format!("addresses: {text}"),
+        )
+    }
 }
 
-fn lease_state(l: &LeaseView) -> LeaseState {
-    match (l.has_holder, l.node.is_empty()) {
-        (true, _) => LeaseState::Held,
-        (false, false) => LeaseState::Spare,
-        (false, true) => LeaseState::Kept,
+/// Who uses addresses of the pool that were given to nobody.
+fn quarantined(leases: &[&LeaseView]) -> Verdict {
+    let all: Vec<String> = leases
+        .iter()
+        .filter_map(|l| {
+            let q = l.quarantine.as_ref()?;
+            let who = q.mac.as_deref().unwrap_or("somebody unknown");
+            Some(format!("{} is used by {who}, seen by node {}", l.ip, q.node))
+        })
+        .collect();
+    if all.is_empty() {
+        return Verdict::new("Quarantined", false, "NoStranger", "");
+    }
+    Verdict::new("Quarantined", true, "DuplicateAddress", all.join("; "))
+}
+
+/// Where the addresses of a pool are that has none left.
+fn every_address(c: &Counts) -> String {
+    let parts = [
+        (c.allocated, "in use"),
+        (c.spare, "spare on nodes"),
+        (c.kept, "kept for identities"),
+        (c.unreachable, "on unreachable nodes"),
+        (c.quarantined, "quarantined"),
+    ];
+    let list: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    if list.is_empty() {
+        "it has no address to give out".to_owned()
+    } else {
+        format!("every address has a lease: {}", list.join(", "))
     }
 }
 
@@ -223,7 +299,7 @@ fn pool_map(pool: &SpiderIPPool, spec: PoolMapSpec, have: Option<&PoolMap>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Change;
+    use crate::state::{Change, SlimNode, SlimTaint};
     use api::mooring::AddressLease;
     use kube::runtime::watcher::Event;
 
@@ -251,9 +327,18 @@ mod tests {
         l
     }
 
+    fn node(name: &str, taints: &[(&str, &str)]) -> SlimNode {
+        let mut n = SlimNode::default();
+        n.metadata.name = Some(name.into());
+        n.spec.taints = taints.iter().map(|(key, effect)| SlimTaint { key: (*key).into(), effect: (*effect).into() }).collect();
+        n
+    }
+
+    /// With one node, n1.
     fn world(pools: Vec<SpiderIPPool>, leases: Vec<AddressLease>) -> State {
         let mut s = State::default();
         let mut d = Dirty::default();
+        s.apply(Change::Node(Event::Apply(node("n1", &[("node.kubernetes.io/not-ready", "NoSchedule")]))), &mut d);
         for p in pools {
             s.apply(Change::Pool(Event::Apply(p)), &mut d);
         }
@@ -295,13 +380,102 @@ mod tests {
         assert_eq!(condition(st, "Ready")["status"], "True");
     }
 
+    fn map_of(w: &[Write]) -> PoolMap {
+        let map = w.iter().find(|w| w.kind == Kind::PoolMap).unwrap();
+        let Op::Create(v) = &map.op else { panic!("{map:?}") };
+        serde_json::from_value(v.clone()).unwrap()
+    }
+
+    #[test]
+    fn the_map_says_how_many_spares_a_node_keeps_and_which_are_asked_back() {
+        let mut wanted = lease("172.18.30.132", "ippool-test", false);
+        wanted.spec.wanted = Some(Default::default());
+        let leases = vec![lease("172.18.30.131", "ippool-test", true), wanted.clone()];
+        let map = map_of(&all(&world(vec![quick_start()], leases.clone())));
+        // 8 without a lease and a spare, one node.
+        assert_eq!((map.spec.spares_per_node, map.spec.recall), (2, vec!["172.18.30.132".to_owned()]));
+        let mut off = quick_start();
+        off.spec.disable = true;
+        assert_eq!(map_of(&all(&world(vec![off], leases))).spec.spares_per_node, 0);
+        // Somebody was quicker than the request.
+        wanted.spec.holder = Some(Default::default());
+        assert!(map_of(&all(&world(vec![quick_start()], vec![wanted]))).spec.recall.is_empty());
+    }
+
+    #[test]
+    fn leases_of_nodes_out_of_reach_are_shown_apart_with_what_to_do() {
+        let on = |ip: &str, node: &str| {
+            let mut l = lease(ip, "ippool-test", true);
+            l.spec.node = node.into();
+            l
+        };
+        let leases = vec![
+            on("172.18.30.131", "n1"),
+            on("172.18.30.132", "n2"),
+            on("172.18.30.133", "n3"),
+            on("172.18.30.134", "n3"),
+            lease("172.18.30.135", "ippool-test", false),
+            {
+                let mut l = on("172.18.30.136", "");
+                l.spec.holder = None;
+                l
+            },
+        ];
+        let mut s = world(vec![quick_start()], leases);
+        s.apply(
+            Change::Node(Event::Apply(node("n2", &[("node.kubernetes.io/unreachable", "NoExecute")]))),
+            &mut Dirty::default(),
+        );
+        let w = all(&s);
+        let st = status_of(&w, "ippool-test");
+        let count = |what: &str| st[what].as_i64().unwrap();
+        assert_eq!(
+            ["allocatedIPCount", "unreachableIPCount", "spareIPCount", "keptIPCount", "freeIPCount"].map(count),
+            [1, 3, 1, 1, 4]
+        );
+        let c = condition(st, "UnreachableNodes");
+        assert_eq!((&c["status"], &c["reason"]), (&json!("True"), &json!("NodeDeleted")));
+        assert_eq!(
+            c["message"],
+            "addresses: 1 of node n2, which is not ready; 2 of node n3, which is deleted (when it is dead: mooring release --node n3)"
+        );
+        assert!(w.iter().all(|w| w.kind != Kind::Lease), "nobody said that they are dead: {w:?}");
+    }
+
+    #[test]
+    fn a_quarantined_address_is_shown_with_its_offender_and_given_to_nobody() {
+        let mut l = lease("172.18.30.131", "ippool-test", false);
+        l.spec.node.clear();
+        let q = json!({ "mac": "02:00:00:00:00:07", "reason": "DuplicateAddress", "node": "n2", "at": "2026-01-01T00:00:00Z" });
+        l.spec.quarantine = Some(serde_json::from_value(q).unwrap());
+        let w = all(&world(vec![quick_start()], vec![l]));
+        let st = status_of(&w, "ippool-test");
+        assert_eq!((&st["quarantinedIPCount"], &st["keptIPCount"], &st["freeIPCount"]), (&json!(1), &json!(0), &json!(9)));
+        let c = condition(st, "Quarantined");
+        assert_eq!(
+            (&c["status"], &c["message"]),
+            (&json!("True"), &json!("172.18.30.131 is used by 02:00:00:00:00:07, seen by node n2"))
+        );
+        let (_, bits) = map_of(&w).spec.chunks[0].decode().unwrap();
+        assert_eq!(bits[131 / 8] & (1 << (131 % 8)), 0);
+    }
+
+    #[test]
+    fn an_exhausted_pool_says_where_its_addresses_are() {
+        let p = pool("p", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1-10.6.1.2"] }));
+        let w = all(&world(vec![p], vec![lease("10.6.1.1", "p", true), lease("10.6.1.2", "p", false)]));
+        let c = condition(status_of(&w, "p"), "Exhausted");
+        assert_eq!(
+            (&c["status"], &c["message"]),
+            (&json!("True"), &json!("every address has a lease: 1 in use, 1 spare on nodes"))
+        );
+    }
+
     #[test]
     fn the_map_shows_free_addresses_only() {
         let s = world(vec![quick_start()], vec![lease("172.18.30.131", "ippool-test", true)]);
         let w = all(&s);
-        let map = w.iter().find(|w| w.kind == Kind::PoolMap).unwrap();
-        let Op::Create(v) = &map.op else { panic!("{map:?}") };
-        let m: PoolMap = serde_json::from_value(v.clone()).unwrap();
+        let m = map_of(&w);
         let (base, bits) = m.spec.chunks[0].decode().unwrap();
         assert_eq!(base.to_string(), "172.18.30.0");
         let free: Vec<u8> = (0..=255u8).filter(|i| bits[usize::from(i / 8)] & (1 << (i % 8)) != 0).collect();
