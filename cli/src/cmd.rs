@@ -3,5 +3,6 @@
 pub mod explain;
 pub mod free;
 pub mod plan;
+pub mod release;
 pub mod show;
 pub mod who_has;

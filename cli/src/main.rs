@@ -1,4 +1,4 @@
-//! `mooring`: what people ask of Mooring by hand. Reads the API and, for `plan`, this host; changes nothing.
+//! `mooring`: what people ask of Mooring by hand. Reads the API and, for `plan`, this host; only `release` changes anything.
 
 mod cmd;
 mod table;
@@ -31,6 +31,8 @@ enum Command {
     WhoHas(cmd::who_has::Args),
     /// Which addresses of a pool are free.
     Free(cmd::free::Args),
+    /// Declare a node dead: its addresses may be given to others.
+    Release(cmd::release::Args),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -48,6 +50,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Explain(a) => cmd::explain::run(client().await?, &a).await?,
         Command::WhoHas(a) => cmd::who_has::run(client().await?, &a).await?,
         Command::Free(a) => cmd::free::run(client().await?, &a).await?,
+        Command::Release(a) => cmd::release::run(client().await?, &a).await?,
     };
     print!("{text}");
     Ok(())

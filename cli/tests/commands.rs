@@ -90,7 +90,10 @@ async fn free_and_who_has_tell_the_same_story() {
     w.lease("10.6.1.3", "p", "web-1").await;
     let (ok, text) = w.mooring(&["free", "p"]).await;
     assert!(ok, "{text}");
-    assert_eq!(text, "8 of 9 addresses of p are free\n10.6.1.1-10.6.1.2\n10.6.1.4-10.6.1.8\n10.6.1.10\n");
+    assert_eq!(
+        text,
+        "8 of 9 addresses of p are free\nof the others 1 are in use\n10.6.1.1-10.6.1.2\n10.6.1.4-10.6.1.8\n10.6.1.10\n"
+    );
     let (_, text) = w.mooring(&["who-has", "10.6.1.3"]).await;
     assert!(text.starts_with("10.6.1.3 is eth0 of pod default/web-1\n  pool       p\n  node       n1\n"), "{text}");
     let (_, text) = w.mooring(&["who-has", "10.6.1.4"]).await;
@@ -144,7 +147,7 @@ async fn show_prints_the_quick_starts_columns() {
     let (ok, text) = w.mooring(&["show", "pools"]).await;
     assert!(ok, "{text}");
     assert!(
-        text.starts_with("NAME          VERSION   SUBNET          ALLOCATED-IP-COUNT   TOTAL-IP-COUNT   DEFAULT   DISABLE\n"),
+        text.starts_with("NAME          VERSION   SUBNET          ALLOCATED-IP-COUNT   TOTAL-IP-COUNT   DEFAULT   DISABLE   FREE   SPARE   KEPT   UNREACHABLE   QUARANTINED\n"),
         "{text}"
     );
 }
@@ -156,4 +159,67 @@ async fn a_bridge_that_breaks_a_rule_is_refused_with_its_field() {
     std::fs::write(&file, "apiVersion: mooring.dev/v1alpha1\nkind: Bridge\nmetadata: {name: br1}\nspec: {uplink: {interface: eth0}, allowedVLANs: ['4095']}\n").unwrap();
     let (ok, text) = w.mooring(&["plan", "-f", file.to_str().unwrap()]).await;
     assert!(!ok && text.contains("spec.allowedVLANs[0]") && text.contains("4095"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_nodes_addresses_are_marked_once_and_a_ready_nodes_are_not() {
+    let w = World::start("release").await;
+    w.lease("10.6.1.3", "p", "web-1").await;
+    w.lease("10.6.1.4", "p", "web-2").await;
+    let (ok, text) = w.mooring(&["release", "--node", "n1"]).await;
+    assert!(!ok && text.contains("there is no terminal to ask at: say --yes"), "{text}");
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" },
+        "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+    });
+    w.create::<k8s_openapi::api::core::v1::Node>(None, node).await;
+    let (ok, text) = w.mooring(&["release", "--node", "n1", "--yes"]).await;
+    assert!(!ok && text.contains("node n1 is ready"), "{text}");
+    let nodes = kube::Api::<k8s_openapi::api::core::v1::Node>::all(w.client.clone());
+    nodes.delete("n1", &Default::default()).await.unwrap();
+    let (ok, text) = w.mooring(&["release", "--node", "n1", "--yes"]).await;
+    assert!(ok, "{text}");
+    assert_eq!(
+        text,
+        "released 2 addresses (2 of pods, 0 stay with their identities) of node n1; the controller takes them back\n"
+    );
+    let leases = kube::Api::<api::AddressLease>::all(w.client.clone()).list(&Default::default()).await.unwrap();
+    assert!(
+        leases.iter().all(|l| l.metadata.annotations.as_ref().is_some_and(|a| a["mooring.dev/released"] == "a")),
+        "{leases:?}"
+    );
+    let (_, text) = w.mooring(&["who-has", "10.6.1.3"]).await;
+    assert!(text.contains("its node was declared dead"), "{text}");
+    let (ok, text) = w.mooring(&["release", "--node", "n2", "--yes"]).await;
+    assert!(ok && text == "node n2 has no address\n", "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_without_a_holder_say_what_they_are_there_for() {
+    let w = World::start("spare").await;
+    w.pool("p", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1-10.6.1.10"] })).await;
+    let lease = |ip: &str, spec: Value| {
+        let mut all = json!({ "pool": "p", "address": ip });
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let name = api::mooring::lease_name("default", ip.parse().unwrap());
+        json!({ "apiVersion": "mooring.dev/v1alpha1", "kind": "AddressLease", "metadata": { "name": name }, "spec": all })
+    };
+    let identity = json!({ "kind": "StatefulSet", "namespace": "default", "name": "web-0", "interface": "eth0" });
+    for (ip, spec, says) in [
+        ("10.6.1.1", json!({ "node": "n1", "agentID": "a" }), "its node keeps it as a spare"),
+        ("10.6.1.2", json!({ "node": "n1", "agentID": "a", "releasedAt": "2026-01-01T00:00:00Z" }), "it rests on its node"),
+        ("10.6.1.3", json!({ "identity": identity }), "it is kept for its identity"),
+        (
+            "10.6.1.4",
+            json!({ "quarantine": { "mac": "02:00:00:00:00:07", "reason": "DuplicateAddress", "node": "n1", "at": "2026-01-01T00:00:00Z" } }),
+            "it is quarantined, because a stranger uses it",
+        ),
+    ] {
+        w.create::<api::AddressLease>(None, lease(ip, spec)).await;
+        let (_, text) = w.mooring(&["who-has", ip]).await;
+        assert!(text.starts_with(&format!("{ip} has no holder; {says}")), "{text}");
+    }
+    let (_, text) = w.mooring(&["free", "p"]).await;
+    let line = "of the others 1 are kept for identities, 1 are quarantined, 1 are spares of nodes, 1 rest on nodes";
+    assert!(text.starts_with(&format!("6 of 10 addresses of p are free\n{line}\n")), "{text}");
 }

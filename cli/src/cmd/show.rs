@@ -1,4 +1,4 @@
-//! `mooring show`: what there is, with the columns of `kubectl get`.
+//! `mooring show`: what there is, with the columns of `kubectl get`; for pools also where the other addresses are.
 
 use api::mooring::{Bridge, NodeNetwork};
 use api::{SpiderEndpoint, SpiderIPPool};
@@ -68,7 +68,20 @@ async fn nodes(client: &Client) -> anyhow::Result<String> {
 }
 
 async fn pools(client: &Client) -> anyhow::Result<String> {
-    let mut rows = vec![row!["NAME", "VERSION", "SUBNET", "ALLOCATED-IP-COUNT", "TOTAL-IP-COUNT", "DEFAULT", "DISABLE"]];
+    let mut rows = vec![row![
+        "NAME",
+        "VERSION",
+        "SUBNET",
+        "ALLOCATED-IP-COUNT",
+        "TOTAL-IP-COUNT",
+        "DEFAULT",
+        "DISABLE",
+        "FREE",
+        "SPARE",
+        "KEPT",
+        "UNREACHABLE",
+        "QUARANTINED"
+    ]];
     for p in Api::<SpiderIPPool>::all(client.clone()).list(&ListParams::default()).await? {
         let s = p.status.clone().unwrap_or_default();
         let number = |n: Option<i64>| n.map(|n| n.to_string()).unwrap_or_default();
@@ -79,7 +92,12 @@ async fn pools(client: &Client) -> anyhow::Result<String> {
             number(s.allocated_ip_count),
             number(s.total_ip_count),
             p.spec.default,
-            p.spec.disable
+            p.spec.disable,
+            number(s.free_ip_count),
+            number(s.spare_ip_count),
+            number(s.kept_ip_count),
+            number(s.unreachable_ip_count),
+            number(s.quarantined_ip_count)
         ]);
     }
     Ok(table::print(&rows))

@@ -27,8 +27,10 @@ fn describe(ip: IpAddr, lease: &AddressLease) -> String {
     let mut out = String::new();
     let _ = match &s.holder {
         Some(h) => writeln!(out, "{ip} is {} of pod {}/{}", h.interface, h.pod_namespace, h.pod_name),
-        None if s.identity.is_some() => writeln!(out, "{ip} has no holder; it is kept for its identity"),
-        None => writeln!(out, "{ip} has no holder; it rests on its node"),
+        None if s.quarantine.is_some() => writeln!(out, "{ip} has no holder; it is quarantined, because a stranger uses it"),
+        None if s.node.is_empty() => writeln!(out, "{ip} has no holder; it is kept for its identity"),
+        None if s.released_at.is_some() => writeln!(out, "{ip} has no holder; it rests on its node, for the next pod there"),
+        None => writeln!(out, "{ip} has no holder; its node keeps it as a spare"),
     };
     let mut line = |what: &str, value: &str| {
         if !value.is_empty() {
@@ -44,6 +46,17 @@ fn describe(ip: IpAddr, lease: &AddressLease) -> String {
     }
     if let Some(i) = &s.identity {
         line("identity", &format!("{:?} {}/{} {}", i.kind, i.namespace, i.name, i.interface));
+    }
+    if let Some(q) = &s.quarantine {
+        line("stranger", q.mac.as_deref().unwrap_or("of unknown hardware address"));
+        line("seen by", &format!("node {} at {}", q.node, q.at));
+    }
+    if let Some(w) = &s.wanted {
+        line("wanted by", &format!("pod {}/{} on {}", w.pod_namespace, w.pod_name, w.node));
+    }
+    line("released", s.released_at.as_deref().unwrap_or_default());
+    if lease.annotations().contains_key(api::keys::RELEASED) {
+        line("", "its node was declared dead (mooring release)");
     }
     if let Some(t) = &lease.metadata.creation_timestamp {
         line("since", &t.0.to_string());
