@@ -9,11 +9,13 @@ ARGS ?=
 HOST = $(shell rustc -vV | sed -n "s/^host: //p")
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: build test demo bench clean-lab
+.PHONY: build cni test demo bench clean-lab
 
-build:
-	@scripts/deps.sh build
+build: cni
 	cargo build --release --locked -p standalone -p controller -p bridge-agent -p cli --bins
+
+cni:
+	@scripts/deps.sh build
 	# Static, so that they run on any host, and small: the runtime starts one for every call.
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile cni --locked --target $(HOST) -p cni-macvlan -p cni-ovs -p cni-meta --bins
 
@@ -25,10 +27,10 @@ demo:
 	cargo build --profile lab --locked --workspace --bins
 	@$(TARGET)/lab/mooring-lab demo $(ARGS)
 
-bench:
+bench: cni
 	@scripts/deps.sh lab
-	cargo build --release --locked --workspace --bins
-	@$(TARGET)/release/mooring-lab bench $(ARGS)
+	cargo build --release --locked -p standalone -p controller -p bridge-agent -p integration-tests --bins
+	@$(TARGET)/release/mooring-lab bench --cni $(TARGET)/$(HOST)/cni $(ARGS)
 
 clean-lab:
 	@$(TARGET)/lab/mooring-lab clean

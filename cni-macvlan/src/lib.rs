@@ -7,7 +7,7 @@ use cni_plugin::nic;
 use model::observed::{Link, Look, MacvlanMode, Observed, Scope};
 use model::{IfName, MacAddr, Mtu};
 use planner::step::Macvlan;
-use planner::{Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
+use planner::{Aim, Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
 
 /// The keys of the reference plugin (containernetworking/plugins, plugins/main/macvlan) that are not CNI's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -117,13 +117,17 @@ fn default_route_nic(state: &model::observed::NetnsState) -> Option<&IfName> {
 }
 
 impl MainPlugin for Conf {
-    fn scope(&self, _attach: &Attach) -> Scope {
+    fn scope(&self, _attach: &Attach, aim: Aim) -> Scope {
         let host = match (&self.master, self.link_in_container) {
             (_, true) => Look::Nothing,
             (Some(name), false) => Look::Links(vec![name.clone()]),
-            (None, false) => Look::All,
+            (None, false) => Look::Routes,
         };
-        Scope { host, pod: Look::All, ovs: false }
+        match aim {
+            Aim::Add => Scope { host, pod: Look::Routes, ovs: false },
+            Aim::Del => Scope { host: Look::Nothing, pod: Look::AllLinks, ovs: false },
+            Aim::Check => Scope { host, pod: Look::All, ovs: false },
+        }
     }
 
     /// None where the kernel decides: a passthru macvlan has its master's.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use cni::{Error, Request};
 use cni_macvlan::Conf;
-use cni_plugin::alone::Alone;
+use cni_plugin::alone::{self, Alone};
 use serde_json::Value;
 
 fn main() -> ExitCode {
@@ -14,5 +14,5 @@ fn main() -> ExitCode {
 fn alone(request: &Request) -> Result<Value, Error> {
     let conf = Conf::parse(request).map_err(|r| cni_plugin::error_of(&r))?;
     // A macvlan lives and dies with its namespace: GC has nothing to find.
-    Alone { request, plugin: &conf, ovsdb: None, gc: None }.run()
+    Alone { request, plugin: &conf, host: alone::kernel_host()?, gc: None }.run()
 }

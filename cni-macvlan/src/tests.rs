@@ -4,7 +4,7 @@ use super::*;
 use cni::request::RawCall;
 use model::observed::{Addr, LinkKind, NetnsState};
 use model::{AttachmentId, Owner, Route, RunBy};
-use planner::{Gateways, Nic, NicRoute};
+use planner::{Aim, Gateways, Nic, NicRoute};
 use serde_json::{Value, json};
 
 fn request(verb: &str, extra: Value) -> Request {
@@ -202,7 +202,7 @@ fn the_master_may_be_in_the_container() {
     s.pod.links.push(link(5, "net0", LinkKind::Veth));
     let p = c.plan_add(&attach(), &s).unwrap();
     assert!(p.to_string().contains("in the pod on pod net0"), "{p}");
-    assert_eq!(c.scope(&attach()).host, Look::Nothing);
+    assert_eq!(c.scope(&attach(), Aim::Add).host, Look::Nothing);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use cni::{Error, Request};
 use cni_ovs::Conf;
-use cni_plugin::alone::Alone;
+use cni_plugin::alone::{Alone, OvsHost};
 use serde_json::Value;
 
 /// Where Open vSwitch's own tools look.
@@ -19,8 +19,8 @@ fn alone(request: &Request) -> Result<Value, Error> {
     let flat = flat_file(&Conf::flat_file_of(request).map_err(refused)?)?;
     let conf = Conf::parse(request, flat.as_deref()).map_err(refused)?;
     let socket = conf.socket_file.as_deref().unwrap_or(DEFAULT_SOCKET);
-    let ovsdb = Some(ovsdb::Endpoint::Unix(socket.into()));
-    Alone { request, plugin: &conf, ovsdb, gc: Some(cni_ovs::garbage) }.run()
+    let host = OvsHost::new(ovsdb::Endpoint::Unix(socket.into()))?;
+    Alone { request, plugin: &conf, host, gc: Some(cni_ovs::garbage) }.run()
 }
 
 /// The first of the files that is there.

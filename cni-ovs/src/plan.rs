@@ -9,7 +9,7 @@ use model::observed::{Look, Observed, Ovs, OvsBridge, OvsPort, Scope};
 use model::{IfName, MacAddr, Mtu, Owner, RunBy, Tag, Trunks};
 use planner::node::port_as_is;
 use planner::step::{Interface, LinkSet, Port, PortSet, Veth};
-use planner::{Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
+use planner::{Aim, Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
 
 use crate::conf::{Conf, Vlans};
 use crate::{NETWORK_KEY, OWNER};
@@ -18,8 +18,14 @@ use crate::{NETWORK_KEY, OWNER};
 const VETH_MTU: u32 = 1500;
 
 impl MainPlugin for Conf {
-    fn scope(&self, attach: &Attach) -> Scope {
-        Scope { host: Look::Links(vec![host_name(attach)]), pod: Look::All, ovs: true }
+    fn scope(&self, attach: &Attach, aim: Aim) -> Scope {
+        let pod = match aim {
+            Aim::Add => Look::Routes,
+            // It goes with the pair's other end.
+            Aim::Del => Look::Nothing,
+            Aim::Check => Look::All,
+        };
+        Scope { host: Look::Links(vec![host_name(attach)]), pod, ovs: true }
     }
 
     fn mac(&self, attach: &Attach) -> Option<MacAddr> {

@@ -4,8 +4,8 @@
 use cni::{AddResult, Error, Request, Verb, shim};
 use model::RunBy;
 use model::observed::{Look, Observed, Scope};
-use planner::{MainPlugin, Nic, Plan, Step};
-use plumbing::{ApplyError, Host, HostError, LinuxHost, Netns};
+use planner::{Aim, MainPlugin, Nic, Plan, Step};
+use plumbing::{ApplyError, Host as _, HostError, KernelHost, LinuxHost, Netns};
 use serde_json::Value;
 
 use crate::attach::{attach_of, check_error, error_of, nic_of, nic_of_prev, result_of};
@@ -14,38 +14,93 @@ use crate::garbage::{PROCESS_KEY, RUNTIME_KEY, Stays};
 /// What is to stay and what is there, to the steps that take the rest away.
 pub type Garbage = fn(&Stays<'_>, &Observed) -> Plan;
 
+/// A host, looked at and changed by whoever waits for it.
+pub trait Place {
+    /// Whether there is, or should be, an Open vSwitch.
+    const OVS: bool;
+    /// As `plumbing::Host::observe`.
+    fn observe(&self, netns: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError>;
+    /// As `plumbing::Host::apply`.
+    fn apply(&self, netns: Option<&Netns>, plan: &Plan) -> Result<(), ApplyError>;
+}
+
+/// For a plugin that has nothing to do with Open vSwitch.
+impl Place for KernelHost {
+    const OVS: bool = false;
+
+    fn observe(&self, netns: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError> {
+        KernelHost::observe(self, netns, scope)
+    }
+
+    fn apply(&self, netns: Option<&Netns>, plan: &Plan) -> Result<(), ApplyError> {
+        KernelHost::apply(self, netns, plan)
+    }
+}
+
+/// A host with Open vSwitch, whose connection needs a runtime.
+#[derive(Debug)]
+pub struct OvsHost {
+    runtime: tokio::runtime::Runtime,
+    host: LinuxHost,
+}
+
+impl OvsHost {
+    /// Does not wait for Open vSwitch.
+    ///
+    /// # Errors
+    /// As a call of the plugin fails.
+    pub fn new(endpoint: ovsdb::Endpoint) -> Result<Self, Error> {
+        let start = |e| Error::io(format!("failed to start: {}", chain(&e)));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
+        let host = runtime.block_on(LinuxHost::new(Some(endpoint))).map_err(|e| look_error(&e))?;
+        Ok(Self { runtime, host })
+    }
+}
+
+impl Place for OvsHost {
+    const OVS: bool = true;
+
+    fn observe(&self, netns: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError> {
+        self.runtime.block_on(self.host.observe(netns, scope))
+    }
+
+    fn apply(&self, netns: Option<&Netns>, plan: &Plan) -> Result<(), ApplyError> {
+        self.runtime.block_on(self.host.apply(netns, plan))
+    }
+}
+
+/// `KernelHost::new` as a call of the plugin fails.
+///
+/// # Errors
+/// No netlink.
+pub fn kernel_host() -> Result<KernelHost, Error> {
+    KernelHost::new().map_err(|e| look_error(&e))
+}
+
 /// One call, with what the particular plugin brings.
 #[allow(missing_debug_implementations, reason = "a trait object and a function have nothing to show")]
-pub struct Alone<'a> {
+pub struct Alone<'a, P> {
     pub request: &'a Request,
     pub plugin: &'a dyn MainPlugin,
-    /// None: the plugin has nothing to do with Open vSwitch.
-    pub ovsdb: Option<ovsdb::Endpoint>,
+    pub host: P,
     /// Steps that take away what no valid attachment of this network owns; none where all of it lives and dies with the
     /// container's network namespace.
     pub gc: Option<Garbage>,
 }
 
-impl Alone<'_> {
+impl<P: Place> Alone<'_, P> {
     /// What ADD prints; null for the other verbs.
     pub fn run(&self) -> Result<Value, Error> {
-        let io = |what: &str, e: &dyn std::error::Error| Error::io(format!("failed to {what}: {}", chain(e)));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| io("start", &e))?;
         let netns = self.netns()?;
-        let answer = runtime.block_on(async {
-            let host = LinuxHost::new(self.ovsdb.clone()).await.map_err(|e| look_error(&e))?;
-            match self.request.verb {
-                Verb::Add => self.add(&host, netns.as_ref()).await,
-                Verb::Del => self.del(&host, netns.as_ref()).await.map(|()| Value::Null),
-                Verb::Check => self.check(&host, netns.as_ref()).await.map(|()| Value::Null),
-                Verb::Status => self.status(&host).await.map(|()| Value::Null),
-                Verb::Gc => self.collect(&host).await.map(|()| Value::Null),
-                Verb::Version => Ok(cni::version::reply(b"")),
-            }
-        });
-        // The OVSDB connection's tasks have nothing left to do.
-        runtime.shutdown_background();
-        answer
+        let host = &self.host;
+        match self.request.verb {
+            Verb::Add => self.add(host, netns.as_ref()),
+            Verb::Del => self.del(host, netns.as_ref()).map(|()| Value::Null),
+            Verb::Check => self.check(host, netns.as_ref()).map(|()| Value::Null),
+            Verb::Status => self.status(host).map(|()| Value::Null),
+            Verb::Gc => self.collect(host).map(|()| Value::Null),
+            Verb::Version => Ok(cni::version::reply(b"")),
+        }
     }
 
     /// None only at DEL, when the namespace is gone, and for the verbs that have none.
@@ -69,22 +124,22 @@ impl Alone<'_> {
         Ok(Some(netns))
     }
 
-    async fn add(&self, host: &LinuxHost, netns: Option<&Netns>) -> Result<Value, Error> {
+    fn add(&self, host: &P, netns: Option<&Netns>) -> Result<Value, Error> {
         let bare = attach_of(self.request, Nic::default(), RunBy::Alone)?;
-        let seen = host.observe(netns, &self.plugin.scope(&bare)).await.map_err(|e| look_error(&e))?;
+        let seen = host.observe(netns, &self.plugin.scope(&bare, Aim::Add)).map_err(|e| look_error(&e))?;
         // Refused here, nothing has been taken from the IPAM.
         self.plugin.plan_add(&bare, &seen).map_err(|r| error_of(&r))?;
         let ipam = self.ipam_add()?;
-        let made = async {
+        let made = || {
             let nic = ipam.as_ref().map(nic_of).unwrap_or_default();
             let attach = attach_of(self.request, nic, RunBy::Alone)?;
             let plan = self.plugin.plan_add(&attach, &seen).map_err(|r| error_of(&r))?;
             let plan = told(plan, &shim::parent::runtime(&self.request.path), &shim::parent::this_process());
             let result = result_of(&attach, &plan, self.request, ipam.as_ref())?;
-            host.apply(netns, &plan).await.map_err(|e| apply_error(&e))?;
+            host.apply(netns, &plan).map_err(|e| apply_error(&e))?;
             Ok(result.to_value(self.request.conf.version))
         };
-        match made.await {
+        match made() {
             Ok(v) => Ok(v),
             Err(e) => Err(self.give_back(e)),
         }
@@ -123,39 +178,39 @@ impl Alone<'_> {
     }
 
     /// The address goes back last: as long as the link is there it must not be given to another.
-    async fn del(&self, host: &LinuxHost, netns: Option<&Netns>) -> Result<(), Error> {
+    fn del(&self, host: &P, netns: Option<&Netns>) -> Result<(), Error> {
         let attach = attach_of(self.request, Nic::default(), RunBy::Alone)?;
-        let seen = host.observe(netns, &self.plugin.scope(&attach)).await.map_err(|e| look_error(&e))?;
-        host.apply(netns, &self.plugin.plan_del(&attach, &seen)).await.map_err(|e| apply_error(&e))?;
+        let seen = host.observe(netns, &self.plugin.scope(&attach, Aim::Del)).map_err(|e| look_error(&e))?;
+        host.apply(netns, &self.plugin.plan_del(&attach, &seen)).map_err(|e| apply_error(&e))?;
         self.ipam(Verb::Del)
     }
 
-    async fn check(&self, host: &LinuxHost, netns: Option<&Netns>) -> Result<(), Error> {
+    fn check(&self, host: &P, netns: Option<&Netns>) -> Result<(), Error> {
         self.ipam(Verb::Check)?;
         let attach = attach_of(self.request, nic_of_prev(self.request), RunBy::Alone)?;
-        let seen = host.observe(netns, &self.plugin.scope(&attach)).await.map_err(|e| look_error(&e))?;
+        let seen = host.observe(netns, &self.plugin.scope(&attach, Aim::Check)).map_err(|e| look_error(&e))?;
         self.plugin.check(&attach, &seen).map_err(|r| check_error(&r))
     }
 
-    async fn status(&self, host: &LinuxHost) -> Result<(), Error> {
+    fn status(&self, host: &P) -> Result<(), Error> {
         let unavailable = |e: String| Error::new(Error::NOT_AVAILABLE, e);
-        let scope = Scope { ovs: self.ovsdb.is_some(), ..Scope::default() };
-        let seen = host.observe(None, &scope).await.map_err(|e| unavailable(chain(&e)))?;
-        if self.ovsdb.is_some() && seen.ovs.is_none() {
+        let scope = Scope { ovs: P::OVS, ..Scope::default() };
+        let seen = host.observe(None, &scope).map_err(|e| unavailable(chain(&e)))?;
+        if P::OVS && seen.ovs.is_none() {
             return Err(unavailable("Open vSwitch is not running on this host".into()));
         }
         self.ipam(Verb::Status)
     }
 
-    async fn collect(&self, host: &LinuxHost) -> Result<(), Error> {
+    fn collect(&self, host: &P) -> Result<(), Error> {
         let conf = &self.request.conf;
         let Some(valid) = &conf.valid_attachments else {
             return Err(Error::config("cni.dev/valid-attachments is missing, GC needs the list of attachments that stay"));
         };
         let own = match self.gc {
             Some(gc) => {
-                let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: self.ovsdb.is_some() };
-                let seen = host.observe(None, &scope).await.map_err(|e| look_error(&e))?;
+                let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: P::OVS };
+                let seen = host.observe(None, &scope).map_err(|e| look_error(&e))?;
                 let valid: Vec<_> = valid.iter().map(cni::Attachment::id).collect();
                 let stays = Stays {
                     network: &conf.name,
@@ -163,7 +218,7 @@ impl Alone<'_> {
                     valid: &valid,
                     is_running: &shim::parent::is_running,
                 };
-                host.apply(None, &gc(&stays, &seen)).await.map_err(|e| apply_error(&e))
+                host.apply(None, &gc(&stays, &seen)).map_err(|e| apply_error(&e))
             }
             None => Ok(()),
         };

@@ -23,21 +23,24 @@ use figures::{Row, table};
 /// The node's rows take two minutes on two idle cores; what takes four times that has hung.
 const LIMIT: Duration = Duration::from_secs(480);
 
-/// Measures, and prints the table. `go`: the directory of the reference plugins.
+/// Measures, and prints the table. `go`: the directory of the reference plugins; `cni`: of our CNI executables; `only`: parts
+/// of the names of the groups of rows that are measured, none for all.
 ///
 /// # Errors
 /// Something does not come up, a call fails where it must not, or the time is over. The rows until then are printed.
-pub fn run(exe: PathBuf, go: Option<PathBuf>) -> Result<()> {
+pub fn run(exe: PathBuf, go: Option<PathBuf>, cni: Option<PathBuf>, only: &[String]) -> Result<()> {
     let began = Instant::now();
     let go = go.map_or_else(newest_plugins, Ok)?;
     let lab = Lab::start(&Options { exe, nodes: 1 })?;
-    let mut product = Product::without_stand_ins(&lab)?;
+    let mut product = Product::without_stand_ins(&lab, cni)?;
     let mut rows = Vec::new();
-    let on_node = on_node(&lab, &product, &go, &mut rows);
+    let on_node = on_node(&lab, &product, &go, only, &mut rows);
     let done = product.check().and_then(|()| {
         product.stop()?;
-        rows.extend(ipam::choice()?);
-        rows.extend(ipam::agents(&lab)?);
+        if is_asked(only, "ipam") {
+            rows.extend(ipam::choice()?);
+            rows.extend(ipam::agents(&lab)?);
+        }
         on_node
     });
     let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
@@ -51,9 +54,10 @@ pub fn run(exe: PathBuf, go: Option<PathBuf>) -> Result<()> {
 }
 
 /// The rows that need a node are measured by this program in the node's namespaces.
-fn on_node(lab: &Lab, product: &Product, go: &Path, rows: &mut Vec<Row>) -> Result<()> {
+fn on_node(lab: &Lab, product: &Product, go: &Path, only: &[String], rows: &mut Vec<Row>) -> Result<()> {
     let mut command = Command::new(lab.exe());
     command.arg("bench-node").arg("--api-socket").arg(&product.socket).arg("--go-plugins").arg(go);
+    command.args(only.iter().flat_map(|o| ["--only", o]));
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = lab.node(1).space.spawn(Inside::All, &mut command)?;
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
@@ -77,6 +81,10 @@ fn on_node(lab: &Lab, product: &Product, go: &Path, rows: &mut Vec<Row>) -> Resu
     }
     ensure!(status.success(), "the rows on the node ended with {status}");
     Ok(())
+}
+
+fn is_asked(only: &[String], group: &str) -> bool {
+    only.is_empty() || only.iter().any(|o| group.contains(o.as_str()))
 }
 
 /// Those that `scripts/kube-tools.sh` built, else the distribution's.

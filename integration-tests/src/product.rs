@@ -30,6 +30,8 @@ pub struct Product {
     /// The API's socket.
     pub socket: PathBuf,
     bin: PathBuf,
+    /// Where the CNI executables are.
+    cni: PathBuf,
     api: Option<Daemon>,
     /// A real API server in place of the standalone one.
     kube: Option<Kube>,
@@ -45,7 +47,7 @@ impl Product {
     /// # Errors
     /// A binary is not built, or a process does not come up: with the end of its log.
     pub fn start(lab: &Lab) -> Result<Self> {
-        let mut product = Self::without_stand_ins(lab)?;
+        let mut product = Self::without_stand_ins(lab, None)?;
         product.stand_ins(lab)?;
         Ok(product)
     }
@@ -60,12 +62,14 @@ impl Product {
         Ok(product)
     }
 
-    /// The product alone, for who executes plugins itself.
+    /// The product alone, for who executes plugins itself. `cni`: where the CNI executables are, if not beside the others.
     ///
     /// # Errors
     /// As [`Product::start`].
-    pub fn without_stand_ins(lab: &Lab) -> Result<Self> {
-        Self::api_only(lab)?.with_ours(lab)
+    pub fn without_stand_ins(lab: &Lab, cni: Option<PathBuf>) -> Result<Self> {
+        let mut product = Self::api_only(lab)?;
+        product.cni = cni.map_or_else(|| Ok(product.bin.clone()), std::fs::canonicalize)?;
+        product.with_ours(lab)
     }
 
     /// As [`Product::start`], with a real API server on the control machine, which all machines reach at `address`, and each
@@ -110,7 +114,8 @@ impl Product {
     fn nothing(lab: &Lab) -> Result<Self> {
         let bin = lab.exe().parent().context("the lab's program has no directory")?.to_owned();
         let socket = lab.dir().join("api.sock");
-        let mut product = Self { socket, bin, api: None, kube: None, controller: None, agents: Vec::new(), rest: Vec::new() };
+        let mut product =
+            Self { socket, cni: bin.clone(), bin, api: None, kube: None, controller: None, agents: Vec::new(), rest: Vec::new() };
         product.agents.resize_with(lab.nodes.len(), || None);
         Ok(product)
     }
@@ -160,7 +165,7 @@ impl Product {
     /// wraps the cluster's own network.
     fn install(&self, node: &Node) -> Result<()> {
         for (name, binary) in PLUGINS {
-            let from = self.binary(binary)?.display().to_string();
+            let from = built(&self.cni, binary)?.display().to_string();
             node.space.run("ln", &["-sf", &from, &format!("{CNI_BIN}/{name}")])?;
         }
         node.space.write("/etc/cni/net.d/mooring.d/agent.json", "{\"socket\": \"/run/mooring/cni.sock\"}\n")?;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use crate::{IfAddr, IfName, MacAddr, Route, Rule, Tag, Trunks};
 
-/// What to look at. A look at named links costs one request each, a look at all costs a dump.
+/// What to look at. A look at named links costs one request each, one at all of a kind a dump; `Look::All` is six dumps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope {
     pub host: Look,
@@ -21,6 +21,10 @@ pub enum Look {
     Nothing,
     /// These links only (those that are absent are simply not in the answer), with no addresses, routes or rules.
     Links(Vec<IfName>),
+    /// All links, with nothing else.
+    AllLinks,
+    /// All links, and the routes of all tables.
+    Routes,
     /// Links, addresses, routes of all tables, rules, permanent neighbours.
     All,
 }

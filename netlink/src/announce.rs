@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use model::IfName;
+use model::observed::Link;
 
 use crate::{Error, LinkChange, LinkRef, Monitor, Netns, Outcome, Request, Socket, sysctl};
 
@@ -23,20 +24,16 @@ pub enum Announced {
 /// Announces the addresses of `dev` in the families of `ips`, as soon as the link has carrier; waits for that at most `wait`.
 /// A tentative IPv6 address is left out (RFC 4862 section 5.4). The kernel forgets the link's neighbours on the way.
 pub fn announce(netns: Option<&Netns>, dev: &IfName, ips: &[IpAddr], wait: Duration) -> Result<Announced, Error> {
-    let act = || here(dev, ips, wait);
     match netns {
-        Some(n) => n.enter(act)?,
-        None => act(),
+        Some(n) => n.enter(|| here(n.socket()?, dev, ips, wait))?,
+        None => here(&Socket::open()?, dev, ips, wait),
     }
 }
 
-fn here(dev: &IfName, ips: &[IpAddr], wait: Duration) -> Result<Announced, Error> {
-    // Opened before the first look, so that no change falls between the two.
-    let monitor = Monitor::links()?;
-    let links = Socket::open()?;
+fn here(links: &Socket, dev: &IfName, ips: &[IpAddr], wait: Duration) -> Result<Announced, Error> {
     let until = Instant::now() + wait;
     let look = || links.link(dev)?.ok_or_else(|| Error::NoLink(dev.to_string()));
-    look()?;
+    let mut link = look()?;
     // Before the wait: where no carrier comes in time, the kernel is told all the same.
     if ips.iter().any(IpAddr::is_ipv4) {
         sysctl::write(None, &format!("net/ipv4/conf/{dev}/arp_notify"), "1")?;
@@ -44,15 +41,19 @@ fn here(dev: &IfName, ips: &[IpAddr], wait: Duration) -> Result<Announced, Error
     if ips.iter().any(IpAddr::is_ipv6) {
         sysctl::write(None, &format!("net/ipv6/conf/{dev}/ndisc_notify"), "1")?;
     }
-    let (index, mac) = loop {
-        let link = look()?;
-        if link.up && link.carrier {
-            break (link.index, link.mac.ok_or_else(|| Error::NotEthernet(dev.to_string()))?);
+    let has_carrier = |l: &Link| l.up && l.carrier;
+    if !has_carrier(&link) {
+        // Opened before the next look, so that no change falls between the two.
+        let monitor = Monitor::links()?;
+        link = look()?;
+        while !has_carrier(&link) {
+            if !monitor.wait(until)? {
+                return Ok(Announced::NoCarrier);
+            }
+            link = look()?;
         }
-        if !monitor.wait(until)? {
-            return Ok(Announced::NoCarrier);
-        }
-    };
+    }
+    let (index, mac) = (link.index, link.mac.ok_or_else(|| Error::NotEthernet(dev.to_string()))?);
     let same = LinkChange { mac: Some(mac), ..LinkChange::default() };
     links.batch(&[Request::SetLink { link: LinkRef::Index(index), change: same }]).map_err(|e| {
         let refused = e.outcomes.into_iter().find_map(|o| match o {

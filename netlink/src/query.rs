@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use model::observed::{Link, NetnsState};
-use model::{Cidr, IfName, Rule};
+use model::{Cidr, IfName, Route, Rule};
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage as Ask;
 use netlink_packet_route::address::AddressMessage;
@@ -70,24 +70,36 @@ impl Socket {
     pub fn links(&self) -> Result<Vec<Link>, Error> {
         let mut ask = LinkMessage::default();
         ask.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        Ok(self.dump(&Ask::GetLink(ask))?.iter().filter_map(|(_, body)| read::link(body)).collect())
+        Ok(self.dump(Ask::GetLink(ask))?.iter().filter_map(|(_, body)| read::link(body)).collect())
     }
 
     /// Everything that `NetnsState` has a word for. Five dumps one after the other: what changes in between may be in one
     /// and not in another; addresses and routes of a link that is not in `links` are left out.
     pub fn state(&self) -> Result<NetnsState, Error> {
         let links = self.links()?;
-        let names: Names = links.iter().map(|l| (l.index, l.name.clone())).collect();
-        let addrs = self.dump(&Ask::GetAddress(AddressMessage::default()))?;
-        let routes = self.dump(&Ask::GetRoute(RouteMessage::default()))?;
-        let neighbours = self.dump(&Ask::GetNeighbour(NeighbourMessage::default()))?;
+        let names = names(&links);
+        let addrs = self.dump(Ask::GetAddress(AddressMessage::default()))?;
+        let routes = self.routes(&names)?;
+        let neighbours = self.dump(Ask::GetNeighbour(NeighbourMessage::default()))?;
         Ok(NetnsState {
             links,
             addrs: addrs.iter().filter_map(|(_, body)| read::addr(body, &names)).collect(),
-            routes: routes.iter().filter_map(|(_, body)| read::routes(body, &names)).flatten().collect(),
+            routes,
             rules: self.rules()?,
             neighbours: neighbours.iter().filter_map(|(_, body)| read::neighbour(body, &names)).collect(),
         })
+    }
+
+    /// All links, and the routes by them.
+    pub fn links_and_routes(&self) -> Result<NetnsState, Error> {
+        let links = self.links()?;
+        let routes = self.routes(&names(&links))?;
+        Ok(NetnsState { links, routes, ..NetnsState::default() })
+    }
+
+    fn routes(&self, names: &Names) -> Result<Vec<Route>, Error> {
+        let routes = self.dump(Ask::GetRoute(RouteMessage::default()))?;
+        Ok(routes.iter().filter_map(|(_, body)| read::routes(body, names)).flatten().collect())
     }
 
     /// Of both families, without those that `Rule` has no words for.
@@ -96,7 +108,7 @@ impl Socket {
         for ipv4 in [true, false] {
             let mut ask = RuleMessage::default();
             ask.header.family = family(ipv4);
-            match self.dump(&Ask::GetRule(ask)) {
+            match self.dump(Ask::GetRule(ask)) {
                 Ok(rules) => out.extend(rules.iter().filter_map(|(_, body)| read::rule(body))),
                 // A kernel without IPv6, or booted with ipv6.disable=1.
                 Err(Error::Refused(k)) if !ipv4 && matches!(k.errno, Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP) => {}
@@ -154,4 +166,8 @@ impl Socket {
             .filter(|id| *id >= 0)
             .ok_or(Error::Malformed("a namespace has no number although it was just given one"))
     }
+}
+
+fn names(links: &[Link]) -> Names {
+    links.iter().map(|l| (l.index, l.name.clone())).collect()
 }

@@ -29,6 +29,9 @@ const ANSWER_S_MAX: i64 = 5;
 /// going on a few tries are normal.
 const DUMP_TRIES: u32 = 8;
 
+/// `nlmsg_seq` in `struct nlmsghdr` (linux/netlink.h).
+const NLMSG_SEQ: std::ops::Range<usize> = 8..12;
+
 /// The kernel builds dumps in datagrams of at most 32 KiB (`max_recvmsg_len` in af_netlink.c), and a single link without
 /// its virtual functions is below 4 KiB.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
@@ -107,12 +110,13 @@ impl Socket {
     }
 
     /// Everything of a kind; begun again when it was inconsistent.
-    pub(crate) fn dump(&self, message: &RouteNetlinkMessage) -> Result<Vec<Message>, Error> {
+    pub(crate) fn dump(&self, message: RouteNetlinkMessage) -> Result<Vec<Message>, Error> {
         let mut state = self.lock();
+        let mut datagram = Vec::new();
+        encode(message, NLM_F_DUMP, 0, &mut datagram);
         for _ in 0..DUMP_TRIES {
             let seq = state.reserve(1);
-            let mut datagram = Vec::new();
-            encode(message.clone(), NLM_F_DUMP, seq, &mut datagram);
+            datagram[NLMSG_SEQ].copy_from_slice(&seq.to_ne_bytes());
             state.send(&datagram)?;
             match state.collect(seq) {
                 Ok((answers, false)) => return Ok(answers),

@@ -61,10 +61,19 @@ pub struct Gateways {
     pub v6: Option<IpAddr>,
 }
 
+/// What a host is looked at for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aim {
+    Add,
+    Del,
+    Check,
+}
+
 /// A main plugin's checked configuration. Pure.
 pub trait MainPlugin: Send + Sync {
-    /// What has to be looked at before `plan_add`, `plan_del` and `check`.
-    fn scope(&self, attach: &Attach) -> Scope;
+    /// What has to be looked at before `plan_add`, `plan_del` or `check`, and no more: each kind of thing is a dump, and a pod
+    /// waits for it. The same whatever addresses the NIC will have.
+    fn scope(&self, attach: &Attach, aim: Aim) -> Scope;
 
     /// The MAC that the NIC will have.
     fn mac(&self, attach: &Attach) -> Option<MacAddr>;

@@ -9,6 +9,6 @@ pub mod refusal;
 pub mod rollout;
 pub mod step;
 
-pub use attach::{Attach, Gateways, MainPlugin, Nic, NicRoute};
+pub use attach::{Aim, Attach, Gateways, MainPlugin, Nic, NicRoute};
 pub use refusal::{Class, Refusal};
 pub use step::{Ns, Plan, Step};

@@ -1,4 +1,4 @@
-//! Runs a plan: neighbouring steps that go together at once, in order, and backwards when one fails. Knows no kernel and no
+//! Runs a plan: neighbouring steps of one system together, in order, and backwards when one fails. Knows no kernel and no
 //! OVSDB: these are `Hands`.
 
 use std::future::Future;
@@ -27,7 +27,7 @@ pub(crate) struct Failed {
 }
 
 pub(crate) trait Hands: Sync {
-    /// Carries out steps that `runs` put together.
+    /// Carries out steps that are all of OVSDB, or all of the kernel.
     fn carry_out(&self, run: &[Step]) -> impl Future<Output = Result<Vec<Done>, Failed>> + Send;
 }
 
@@ -97,28 +97,60 @@ pub(crate) fn place(step: &Step) -> Place {
     }
 }
 
-/// Whether a new run begins at `next`.
-fn parts(last: &Step, next: &Step) -> bool {
-    use Step::*;
-    let deletes = |s: &Step| matches!(s, DelLink { .. });
-    place(last) != place(next)
-        || place(next) == Place::Alone
-        // Requests name links by index, so a link must be there before those that name it are put together.
-        || matches!(last, AddMacvlan(_) | AddVeth(_))
-        || deletes(last) != deletes(next)
-        || matches!(next, AddVeth(_))
+/// Neighbours that one system carries out: OVSDB in one transaction, the kernel in `batches`.
+fn runs(steps: &[Step]) -> Vec<Range<usize>> {
+    cut(steps, |last, next| last.is_ovsdb() != next.is_ovsdb())
 }
 
-/// Neighbours that share a netlink batch or an OVSDB transaction.
-pub(crate) fn runs(steps: &[Step]) -> Vec<Range<usize>> {
+/// The parts of a run of the kernel's that share a netlink exchange.
+fn batches(steps: &[Step]) -> Vec<Range<usize>> {
+    use Step::*;
+    let deletes = |s: &Step| matches!(s, DelLink { .. });
+    cut(steps, |last, next| {
+        place(last) != place(next)
+            || place(next) == Place::Alone
+            // Requests name links by index, so a link must be there before those that name it are put together.
+            || matches!(last, AddMacvlan(_) | AddVeth(_))
+            || deletes(last) != deletes(next)
+            || matches!(next, AddVeth(_))
+    })
+}
+
+fn cut(steps: &[Step], between: impl Fn(&Step, &Step) -> bool) -> Vec<Range<usize>> {
     let mut out: Vec<Range<usize>> = Vec::new();
     for (i, step) in steps.iter().enumerate() {
         match out.last_mut() {
-            Some(run) if !parts(&steps[run.end - 1], step) => run.end = i + 1,
+            Some(run) if !between(&steps[run.end - 1], step) => run.end = i + 1,
             _ => out.push(i..i + 1),
         }
     }
     out
+}
+
+/// Carries out a run of the kernel's batch by batch, up to the first that fails.
+pub(crate) fn in_batches(run: &[Step], mut act: impl FnMut(&[Step]) -> Result<Vec<Done>, Failed>) -> Result<Vec<Done>, Failed> {
+    let mut done = Vec::with_capacity(run.len());
+    for batch in batches(run) {
+        match act(&run[batch.clone()]) {
+            Ok(these) => done.extend(these),
+            Err(failed) => {
+                let mut changed: Vec<bool> = done.iter().map(|d| *d == Done::Changed).collect();
+                changed.extend(failed.changed);
+                changed.resize(run.len(), false);
+                return Err(Failed { at: batch.start + failed.at, cause: failed.cause, changed });
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// What becomes of a future whose hands wait for nothing.
+pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(done) => done,
+        std::task::Poll::Pending => unreachable!("only for hands that never wait"),
+    }
 }
 
 #[cfg(test)]
@@ -167,7 +199,24 @@ mod tests {
             del("b"),
             set(Ns::Host, "c"),
         ];
-        assert_eq!(runs(&steps), [0..1, 1..3, 3..4, 4..6, 6..7, 7..8, 8..9, 9..11, 11..12].map(|r| r));
+        assert_eq!(batches(&steps), [0..1, 1..3, 3..4, 4..6, 6..7, 7..8, 8..9, 9..11, 11..12].map(|r| r));
+        assert_eq!(runs(&steps), [0..4, 4..6, 6..12].map(|r| r));
         assert!(runs(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_batch_that_fails_is_the_last_and_all_before_it_stands() {
+        let sysctl = |key: &str| Step::SetSysctl { ns: Ns::Pod, key: key.into(), value: "1".into(), was: None };
+        let steps = [sysctl("a"), set(Ns::Pod, "x"), set(Ns::Pod, "y"), sysctl("b")];
+        let mut seen = Vec::new();
+        let failed = in_batches(&steps, |batch| {
+            seen.push(batch.len());
+            match batch {
+                [Step::SetSysctl { .. }] => Ok(vec![Done::Changed]),
+                _ => Err(Failed { at: 1, cause: StepError::Injected, changed: vec![true, false] }),
+            }
+        })
+        .unwrap_err();
+        assert_eq!((seen, failed.at, failed.changed), (vec![1, 2], 2, vec![true, true, false, false]));
     }
 }

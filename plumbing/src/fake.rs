@@ -32,8 +32,8 @@ pub struct FakeHost {
 /// # Panics
 /// Where /proc is not mounted.
 pub fn netns(name: &str) -> Netns {
-    let own = Netns::current().expect("/proc is mounted");
-    Netns::from_fd(own.into(), Some(name.into())).expect("it was one just now")
+    let own = std::fs::File::open("/proc/thread-self/ns/net").expect("/proc is mounted");
+    Netns::from_fd(own.into(), Some(name.into())).expect("it is one")
 }
 
 impl Default for FakeHost {
@@ -218,6 +218,8 @@ fn look(state: &NetnsState, what: &Look) -> NetnsState {
     match what {
         Look::Nothing => NetnsState::default(),
         Look::All => state.clone(),
+        Look::AllLinks => NetnsState { links: state.links.clone(), ..NetnsState::default() },
+        Look::Routes => NetnsState { links: state.links.clone(), routes: state.routes.clone(), ..NetnsState::default() },
         Look::Links(names) => {
             let links = names.iter().filter_map(|n| state.link(n)).cloned().collect();
             NetnsState { links, ..NetnsState::default() }
@@ -233,30 +235,53 @@ struct Session {
 impl Hands for Session {
     async fn carry_out(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
         let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
-        let ovsdb = run.first().is_some_and(Step::is_ovsdb);
-        let before = (world.ovs.clone(), world.host.links.clone());
+        match run.first().is_some_and(Step::is_ovsdb) {
+            true => self.transaction(&mut world, run),
+            false => exec::in_batches(run, |batch| self.batch(&mut world, batch)),
+        }
+    }
+}
+
+impl Session {
+    /// As the kernel does it: it goes on behind a step that it refused.
+    fn batch(&self, world: &mut World, batch: &[Step]) -> Result<Vec<Done>, Failed> {
         let mut done = Vec::new();
         let mut failed: Option<(usize, StepError)> = None;
-        // As the kernel does with a batch: it goes on behind a step that it refused.
-        for (at, step) in run.iter().enumerate() {
+        for (at, step) in batch.iter().enumerate() {
             match world.step(self.pod.as_deref(), step) {
                 Ok(d) => done.push(d),
                 Err(cause) => {
                     done.push(Done::AlreadySo);
                     failed.get_or_insert((at, cause));
-                    if ovsdb {
-                        (world.ovs, world.host.links) = before;
-                        return Err(Failed { at, cause: failed.expect("just set").1, changed: vec![false; run.len()] });
-                    }
                 }
             }
         }
-        if ovsdb {
-            failed = run.iter().enumerate().find_map(|(at, s)| world.unusable(s).map(|cause| (at, cause)));
-        }
         match failed {
             None => Ok(done),
-            Some((at, cause)) => Err(Failed { at, cause, changed: done.iter().map(|d| *d == Done::Changed).collect() }),
+            Some((at, cause)) => Err(Failed { at, cause, changed: changed(&done) }),
         }
     }
+
+    /// All or nothing; what the switch cannot use is told after it.
+    fn transaction(&self, world: &mut World, run: &[Step]) -> Result<Vec<Done>, Failed> {
+        let before = (world.ovs.clone(), world.host.links.clone());
+        let mut done = Vec::new();
+        for (at, step) in run.iter().enumerate() {
+            match world.step(self.pod.as_deref(), step) {
+                Ok(d) => done.push(d),
+                Err(cause) => {
+                    (world.ovs, world.host.links) = before;
+                    return Err(Failed { at, cause, changed: vec![false; run.len()] });
+                }
+            }
+        }
+        match run.iter().enumerate().find_map(|(at, s)| world.unusable(s).map(|cause| (at, cause))) {
+            None => Ok(done),
+            Some((at, cause)) => Err(Failed { at, cause, changed: changed(&done) }),
+        }
+    }
+}
+
+fn changed(done: &[Done]) -> Vec<bool> {
+    done.iter().map(|d| *d == Done::Changed).collect()
 }

@@ -1,7 +1,8 @@
 //! The hands of the program as one thing: look at a host, and carry a plan out on it, wholly or not at all.
 //!
-//! [`Host`] is what the processes use. [`LinuxHost`] is the real one, over netlink and OVSDB; [`FakeHost`] keeps a host in
-//! memory, with faults on demand. Both run plans by the same executor, which undoes what was done when a step fails.
+//! [`Host`] is what the processes use. [`LinuxHost`] is the real one, over netlink and OVSDB; [`KernelHost`] is its blocking
+//! half without Open vSwitch and without a runtime; [`FakeHost`] keeps a host in memory, with faults on demand. All run plans
+//! by the same executor, which undoes what was done when a step fails.
 //!
 //! Nothing here decides what should be on a host, and nothing here knows Kubernetes or CNI.
 
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 pub use error::{ApplyError, HostError, StepError, Undo};
 
 pub use fake::FakeHost;
-pub use linux::LinuxHost;
+pub use linux::{KernelHost, LinuxHost};
 
 /// A host that can be looked at and changed.
 pub trait Host: Send + Sync {

@@ -1,25 +1,27 @@
 //! A Linux host: netlink, OVSDB, /proc/sys. Assembles the parts below; decides nothing.
 //!
 //! Netlink calls are short but not instant: the kernel has one lock for all network configuration, and deleting a link waits
-//! for a grace period of tens of milliseconds. So they run on tokio's threads for blocking work, which a current-thread
-//! runtime has as well, and never hold up the runtime. One OVSDB connection with a monitor and one netlink socket of
-//! the host stay open; sockets in pods are opened for each call and closed with it.
+//! for a grace period of tens of milliseconds. So they run on threads of their own, inside the pod's namespace where there is
+//! one, else on tokio's for blocking work, and never hold up the runtime. One OVSDB connection with a monitor and one netlink
+//! socket of the host stay open; one in a pod is opened for a call and closed with the caller's handle of the namespace.
 
 mod changes;
 mod kernel;
+mod kernel_host;
 mod ovs;
 
+pub use kernel_host::KernelHost;
 pub(crate) use ovs::owner;
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use model::Owner;
-use model::observed::{Look, NetnsState, Observed, Scope};
+use model::observed::{Look, Observed, Scope};
 use netlink::{Netns, Socket};
 use ovsdb::Endpoint;
 use planner::{Ns, Plan, Step};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::error::{ApplyError, HostError, StepError, Undo};
 use crate::exec::{self, Done, Failed, Hands};
@@ -31,8 +33,7 @@ pub struct LinuxHost(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    netns: Netns,
-    socket: Socket,
+    kernel: KernelHost,
     ovs: Option<ovs::Ovs>,
     changes: OnceLock<changes::Changes>,
 }
@@ -41,18 +42,20 @@ impl LinuxHost {
     /// The namespace of the calling thread, and Open vSwitch at `ovsdb` if the host has any. Does not wait for it: it may be
     /// installed or started later. Must be called within a tokio runtime with I/O and time enabled.
     pub async fn new(ovsdb: Option<Endpoint>) -> Result<Self, HostError> {
-        let netns = Netns::current().map_err(|cause| HostError::Netlink { place: "host", cause })?;
-        Self::in_netns(netns, ovsdb).await
+        Self::on(KernelHost::new()?, ovsdb).await
     }
 
     /// The same for a host that is another network namespace.
     pub async fn in_netns(netns: Netns, ovsdb: Option<Endpoint>) -> Result<Self, HostError> {
-        let socket = Socket::open_in(&netns).map_err(|cause| HostError::Netlink { place: "host", cause })?;
+        Self::on(KernelHost::in_netns(netns)?, ovsdb).await
+    }
+
+    async fn on(kernel: KernelHost, ovsdb: Option<Endpoint>) -> Result<Self, HostError> {
         let ovs = match ovsdb {
             Some(endpoint) => Some(ovs::Ovs::connect(endpoint).await?),
             None => None,
         };
-        Ok(Self(Arc::new(Inner { netns, socket, ovs, changes: OnceLock::new() })))
+        Ok(Self(Arc::new(Inner { kernel, ovs, changes: OnceLock::new() })))
     }
 
     /// `apply`, with step `fail_at` failing before it is begun: to prove that undo works, on the real thing.
@@ -60,21 +63,22 @@ impl LinuxHost {
         self.spawn_apply(pod, plan, Some(fail_at)).await
     }
 
-    /// In a task of its own, which nobody cancels: a plan that was begun is carried out, or back.
+    /// In a task or on a thread of its own, which nobody cancels: a plan that was begun is carried out, or back.
     async fn spawn_apply(&self, pod: Option<&Netns>, plan: &Plan, fail_at: Option<usize>) -> Result<(), ApplyError> {
         if plan.is_empty() {
             return Ok(());
         }
         let aborted =
             |cause| ApplyError { index: 0, step: Box::new(plan.steps[0].clone()), cause: Box::new(cause), undo: Undo::Complete };
-        let pod = pod.map(Netns::try_clone).transpose().map_err(|e| aborted(e.into()))?;
-        let session = Session { host: self.0.clone(), pod: pod.map(|netns| Arc::new(Pod { netns, socket: OnceLock::new() })) };
-        let task_plan = plan.clone();
-        let task = tokio::spawn(async move { exec::run(&session, &task_plan, fail_at).await });
-        match task.await {
-            Ok(result) => result,
-            Err(e) => Err(aborted(StepError::Task(e.to_string()))),
-        }
+        let (host, pod, work) = (self.0.clone(), pod.cloned(), plan.clone());
+        let done = if plan.steps.iter().any(Step::is_ovsdb) {
+            let session = Session { host, pod };
+            tokio::spawn(async move { exec::run(&session, &work, fail_at).await }).await.map_err(|e| e.to_string())
+        } else {
+            let netns = pod.clone().filter(|_| plan.steps.iter().any(kernel::is_inside));
+            on_thread(netns, move || host.kernel.carry_out(pod.as_ref(), &work, fail_at)).await
+        };
+        done.unwrap_or_else(|panic| Err(aborted(StepError::Task(panic))))
     }
 }
 
@@ -84,20 +88,12 @@ impl Host for LinuxHost {
             (Some(ovs), true) => ovs.observe().await?,
             _ => None,
         };
-        let pod = match scope.pod {
-            Look::Nothing => None,
-            _ => pod.map(Netns::try_clone).transpose().map_err(|cause| HostError::Netlink { place: "pod's", cause })?,
-        };
-        let (inner, scope) = (self.0.clone(), scope.clone());
-        let (host, pod) = blocking(move || {
-            let host = look(&inner.socket, &scope.host).map_err(|cause| HostError::Netlink { place: "host's", cause })?;
-            let in_pod = |netns: Netns| look(&Socket::open_in(&netns)?, &scope.pod);
-            let pod = pod.map(in_pod).transpose().map_err(|cause| HostError::Netlink { place: "pod's", cause })?;
-            Ok((host, pod.unwrap_or_default()))
-        })
-        .await
-        .map_err(HostError::Task)??;
-        Ok(Observed { host, pod, ovs })
+        let (inner, scope, pod) = (self.0.clone(), scope.clone(), pod.cloned());
+        let looks_inside = scope.pod != Look::Nothing;
+        let netns = pod.clone().filter(|_| looks_inside);
+        let mut seen = on_thread(netns, move || inner.kernel.observe(pod.as_ref(), &scope)).await.map_err(HostError::Task)??;
+        seen.ovs = ovs;
+        Ok(seen)
     }
 
     async fn apply(&self, pod: Option<&Netns>, plan: &Plan) -> Result<(), ApplyError> {
@@ -105,7 +101,7 @@ impl Host for LinuxHost {
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        let start = || changes::Changes::start(&self.0.netns, self.0.ovs.as_ref());
+        let start = || changes::Changes::start(self.0.kernel.netns(), self.0.ovs.as_ref());
         self.0.changes.get_or_init(start).subscribe()
     }
 
@@ -115,12 +111,11 @@ impl Host for LinuxHost {
             None => Vec::new(),
         };
         let failed = |place| move |cause| HostError::Netlink { place, cause };
-        let pod = pod.map(Netns::try_clone).transpose().map_err(failed("pod's"))?;
-        let inner = self.0.clone();
-        let links = blocking(move || {
-            let mut links = marked_links(Ns::Host, &inner.socket).map_err(failed("host's"))?;
+        let (inner, pod) = (self.0.clone(), pod.cloned());
+        let links = on_thread(pod.clone(), move || {
+            let mut links = marked_links(Ns::Host, inner.kernel.socket()).map_err(failed("host's"))?;
             if let Some(pod) = pod {
-                links.extend(Socket::open_in(&pod).and_then(|s| marked_links(Ns::Pod, &s)).map_err(failed("pod's"))?);
+                links.extend(pod.socket().and_then(|s| marked_links(Ns::Pod, s)).map_err(failed("pod's"))?);
             }
             Ok(links)
         });
@@ -130,32 +125,24 @@ impl Host for LinuxHost {
 
     async fn route_get(&self, to: IpAddr) -> Result<Option<Way>, HostError> {
         let inner = self.0.clone();
-        let way = blocking(move || {
-            let Some(found) = inner.socket.route_get(to)? else { return Ok(None) };
-            let link = inner.socket.link_by_index(found.link)?;
+        let way = on_thread(None, move || {
+            let socket = inner.kernel.socket();
+            let Some(found) = socket.route_get(to)? else { return Ok(None) };
+            let link = socket.link_by_index(found.link)?;
             Ok(link.map(|l| Way { dev: l.name, gw: found.gw, src: found.src }))
         });
         way.await.map_err(HostError::Task)?.map_err(|cause| HostError::Netlink { place: "host's", cause })
     }
 }
 
-/// The error is what a panic said.
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(act).await.map_err(|e| e.to_string())
-}
-
-fn look(socket: &Socket, what: &Look) -> Result<NetnsState, netlink::Error> {
-    match what {
-        Look::Nothing => Ok(NetnsState::default()),
-        Look::All => socket.state(),
-        Look::Links(names) => {
-            let mut links = Vec::with_capacity(names.len());
-            for name in names {
-                links.extend(socket.link(name)?);
-            }
-            Ok(NetnsState { links, ..NetnsState::default() })
-        }
-    }
+/// Runs what blocks: on a thread inside `netns`, or of tokio's. The error is what a panic said.
+async fn on_thread<T: Send + 'static>(netns: Option<Netns>, act: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let Some(netns) = netns else { return tokio::task::spawn_blocking(act).await.map_err(|e| e.to_string()) };
+    let (tell, told) = oneshot::channel();
+    // Where the namespace cannot be entered, `act` finds that out for itself, step by step.
+    let started = netns.spawn(move |_entered| drop(tell.send(act())));
+    started.map_err(|e| e.to_string())?;
+    told.await.map_err(|_| "a thread ended in a panic".to_owned())
 }
 
 fn marked_links(ns: Ns, socket: &Socket) -> Result<Vec<Marked>, netlink::Error> {
@@ -166,51 +153,28 @@ fn marked_links(ns: Ns, socket: &Socket) -> Result<Vec<Marked>, netlink::Error> 
     Ok(socket.links()?.into_iter().filter_map(marked).collect())
 }
 
-/// What one call of `apply` works with.
+/// What a plan with OVSDB steps works with.
 #[derive(Debug)]
 struct Session {
     host: Arc<Inner>,
-    pod: Option<Arc<Pod>>,
-}
-
-#[derive(Debug)]
-struct Pod {
-    netns: Netns,
-    /// Opened when first needed: some plans only touch OVSDB.
-    socket: OnceLock<Socket>,
-}
-
-impl Pod {
-    fn socket(&self) -> Result<&Socket, netlink::Error> {
-        match self.socket.get() {
-            Some(s) => Ok(s),
-            None => {
-                let opened = Socket::open_in(&self.netns)?;
-                Ok(self.socket.get_or_init(|| opened))
-            }
-        }
-    }
+    pod: Option<Netns>,
 }
 
 impl Hands for Session {
     async fn carry_out(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
         let nothing = |cause| Failed { at: 0, cause, changed: vec![false; run.len()] };
-        match run.first() {
-            None => Ok(Vec::new()),
-            Some(first) if first.is_ovsdb() => match &self.host.ovs {
+        if run.first().is_some_and(Step::is_ovsdb) {
+            return match &self.host.ovs {
                 Some(ovs) => ovs.carry_out(run).await,
                 None => Err(nothing(StepError::NoOvs)),
-            },
-            Some(_) => {
-                let (host, pod, steps) = (self.host.clone(), self.pod.clone(), run.to_vec());
-                let kernel =
-                    move || kernel::Kernel { host_netns: &host.netns, host: &host.socket, pod: pod.as_deref() }.carry_out(&steps);
-                match blocking(kernel).await {
-                    Ok(done) => done,
-                    // Whatever it had done by then has to be tried to be taken back.
-                    Err(panic) => Err(Failed { at: 0, cause: StepError::Task(panic), changed: vec![true; run.len()] }),
-                }
-            }
+            };
+        }
+        let (host, pod, steps) = (self.host.clone(), self.pod.clone(), run.to_vec());
+        let netns = pod.clone().filter(|_| run.iter().any(kernel::is_inside));
+        match on_thread(netns, move || host.kernel.hands(pod.as_ref()).carry_out(&steps)).await {
+            Ok(done) => done,
+            // Whatever it had done by then has to be tried to be taken back.
+            Err(panic) => Err(Failed { at: 0, cause: StepError::Task(panic), changed: vec![true; run.len()] }),
         }
     }
 }

@@ -55,7 +55,7 @@ impl Switch {
 
     async fn host(&self) -> LinuxHost {
         let endpoint = ovsdb::Endpoint::Unix(self.sock());
-        LinuxHost::in_netns(self.netns.try_clone().unwrap(), Some(endpoint)).await.unwrap()
+        LinuxHost::in_netns(self.netns.clone(), Some(endpoint)).await.unwrap()
     }
 
     fn vsctl(&self, args: &str) -> String {
@@ -391,7 +391,7 @@ async fn attachments_at_the_same_time_do_not_undo_each_other() {
     let pods: Vec<Netns> = (0..8).map(|_| netns()).collect();
     let mut tasks = tokio::task::JoinSet::new();
     for (i, pod) in pods.iter().enumerate() {
-        let (host, pod) = (if i % 2 == 0 { one.clone() } else { two.clone() }, pod.try_clone().unwrap());
+        let (host, pod) = (if i % 2 == 0 { one.clone() } else { two.clone() }, pod.clone());
         let veth_name = format!("veth{i}");
         tasks.spawn(async move {
             let [add, up] = veth(&veth_name, "net1");
@@ -494,7 +494,7 @@ async fn a_host_without_open_vswitch_says_so() {
     let pod = netns();
     let _far = nic(&host_ns, "eth1");
     for endpoint in [None, Some("unix:/nonexistent/mt-db.sock".parse().unwrap())] {
-        let host = LinuxHost::in_netns(host_ns.try_clone().unwrap(), endpoint).await.unwrap();
+        let host = LinuxHost::in_netns(host_ns.clone(), endpoint).await.unwrap();
         let seen = host.observe(None, &Scope { ovs: true, ..Scope::default() }).await.unwrap();
         assert_eq!(seen.ovs, None);
         let [add, up] = veth("veth1", "net1");

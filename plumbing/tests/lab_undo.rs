@@ -96,7 +96,7 @@ async fn lab() -> Lab {
     ] {
         ip_do(&pod, cmd);
     }
-    let host = LinuxHost::in_netns(host_ns.try_clone().unwrap(), None).await.unwrap();
+    let host = LinuxHost::in_netns(host_ns.clone(), None).await.unwrap();
     Lab { host_ns, pod, host, _far: far }
 }
 

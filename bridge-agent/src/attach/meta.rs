@@ -211,7 +211,7 @@ impl<H: Host + 'static> Agent<H> {
         if defaults.v4.is_none() && defaults.v6.is_none() {
             return Ok(result.clone());
         }
-        let scope = Scope { host: Look::Nothing, pod: Look::All, ovs: false };
+        let scope = Scope { host: Look::Nothing, pod: Look::Routes, ovs: false };
         let seen = self.host.observe(around.netns, &scope).await.map_err(|e| host_error(&e))?;
         let mut plan = Plan::default();
         for (v4, slot) in [(true, &defaults.v4), (false, &defaults.v6)] {

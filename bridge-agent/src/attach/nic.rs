@@ -3,8 +3,8 @@
 use cni::{AddResult, Error, Request, Verb};
 use cni_plugin::{attach_of, check_error, error_of, nic_of, result_of};
 use model::RunBy;
-use model::observed::{Link, LinkKind, Look, Scope};
-use planner::{Attach, MainPlugin, Nic, Ns, Plan, Step};
+use model::observed::{Link, LinkKind, Look, Observed, Scope};
+use planner::{Aim, Attach, MainPlugin, Nic, Ns, Plan, Step};
 use plumbing::{ApplyError, Host, HostError, Netns};
 
 use super::foreign::Foreign;
@@ -41,8 +41,9 @@ impl<H: Host + 'static> Agent<H> {
         let plugin = plugin_of(request)?;
         self.is_our_database(&plugin)?;
         let bare = attach_of(request, Nic::default(), RunBy::Agent)?;
-        let seen = self.host.observe(Some(netns), &plugin.main.scope(&bare)).await.map_err(|e| host_error(&e))?;
-        // What is wrong without an address is wrong with one: refused before one is taken.
+        let seen = self.host.observe(Some(netns), &plugin.main.scope(&bare, Aim::Add)).await.map_err(|e| host_error(&e))?;
+        // What is wrong without an address is wrong with one: refused before one is taken. The plan with it is made of the same
+        // look: whoever changes the pod or its master meanwhile makes a step fail, as he would a moment later.
         plugin.main.plan_add(&bare, &seen).map_err(|r| error_of(&r))?;
         let mut known = turn.known.clone();
         if request.conf.ipam_type() == Some("spiderpool") {
@@ -59,7 +60,7 @@ impl<H: Host + 'static> Agent<H> {
             work: Work::Main(call_of(request)),
         };
         let ipam = self.ipam(&turn, &entry, runner).await?;
-        let made = self.make(&turn, &plugin, netns, &mut entry, ipam.as_ref()).await;
+        let made = self.make(&turn, &plugin, netns, &seen, &mut entry, ipam.as_ref()).await;
         match made {
             Ok(result) => {
                 if let Some(pod) = &known.pod {
@@ -119,6 +120,7 @@ impl<H: Host + 'static> Agent<H> {
         turn: &Turn<'_>,
         plugin: &Plugin,
         netns: &Netns,
+        seen: &Observed,
         entry: &mut Entry,
         ipam: Option<&AddResult>,
     ) -> Result<AddResult, Error> {
@@ -129,8 +131,7 @@ impl<H: Host + 'static> Agent<H> {
             let settings = self.coordinator_settings(conf, turn.known.pod.as_deref())?;
             attach.mac = planner::coordinate::pod_mac(&settings, &attach.nic);
         }
-        let seen = self.host.observe(Some(netns), &plugin.main.scope(&attach)).await.map_err(|e| host_error(&e))?;
-        let plan = plugin.main.plan_add(&attach, &seen).map_err(|r| error_of(&r))?;
+        let plan = plugin.main.plan_add(&attach, seen).map_err(|r| error_of(&r))?;
         if turn.abort.is_set() {
             return Err(hung_up());
         }
@@ -247,7 +248,7 @@ impl<H: Host + 'static> Agent<H> {
     }
 
     async fn remove(&self, plugin: &dyn MainPlugin, attach: &Attach, netns: Option<&Netns>) -> Result<(), Error> {
-        let seen = self.host.observe(netns, &plugin.scope(attach)).await.map_err(|e| host_error(&e))?;
+        let seen = self.host.observe(netns, &plugin.scope(attach, Aim::Del)).await.map_err(|e| host_error(&e))?;
         let plan = plugin.plan_del(attach, &seen);
         self.host.apply(netns, &plan).await.map_err(|e| apply_error(&e))
     }
@@ -292,7 +293,7 @@ impl<H: Host + 'static> Agent<H> {
                 self.exec_ipam(request, Verb::Check, runner).await?;
             }
         }
-        let seen = self.host.observe(turn.netns, &plugin.main.scope(&attach)).await.map_err(|e| host_error(&e))?;
+        let seen = self.host.observe(turn.netns, &plugin.main.scope(&attach, Aim::Check)).await.map_err(|e| host_error(&e))?;
         plugin.main.check(&attach, &seen).map_err(|r| check_error(&r))
     }
 }

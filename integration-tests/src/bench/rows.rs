@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::exec::{Plugin, PodName, Process, Sandbox, at_once, children_cpu, version};
 use super::figures::{Row, Times};
+use super::is_asked;
 use super::world::World;
 use crate::cluster::{POOLS, text};
 use crate::product::wait_until;
@@ -22,7 +23,7 @@ const GO_BRIDGE: &str = "Go bridge + host-local";
 ///
 /// # Errors
 /// A plugin fails where it must not.
-pub fn run(socket: &Path, go: &Path) -> Result<()> {
+pub fn run(socket: &Path, go: &Path, only: &[String]) -> Result<()> {
     let world = World::new(socket, go)?;
     type Measure = fn(&World) -> Result<Vec<Row>>;
     let rows: [(&str, Measure); 10] = [
@@ -39,7 +40,7 @@ pub fn run(socket: &Path, go: &Path) -> Result<()> {
         ("pool nearly used up", full_pool),
     ];
     let mut failed = Vec::new();
-    for (name, measure) in rows {
+    for (name, measure) in rows.into_iter().filter(|(name, _)| is_asked(only, name)) {
         let began = Instant::now();
         match measure(&world) {
             Ok(rows) => rows.iter().for_each(|row| println!("{}", row.to_line())),

@@ -36,6 +36,12 @@ enum Cmd {
         /// Directory of the reference plugins [default: what scripts/kube-tools.sh built, else Debian's]
         #[arg(long)]
         go_plugins: Option<PathBuf>,
+        /// Directory of our CNI executables as they are installed [default: beside this program]
+        #[arg(long)]
+        cni: Option<PathBuf>,
+        /// Only the rows whose group has this in its name (VERSION, macvlan, ovs, second NIC, CPU, memory, floor, ipam)
+        #[arg(long)]
+        only: Vec<String>,
     },
     /// Measure on the node this runs on (used by `bench`)
     #[command(hide = true)]
@@ -44,6 +50,8 @@ enum Cmd {
         api_socket: PathBuf,
         #[arg(long)]
         go_plugins: PathBuf,
+        #[arg(long)]
+        only: Vec<String>,
     },
     /// Build the bare network with Open vSwitch on every node, without anything of the product, and leave it running
     Up {
@@ -118,8 +126,8 @@ fn act(command: Cmd) -> Result<ExitCode> {
     match command {
         Cmd::Hold { name } => space::hold(&name)?,
         Cmd::Demo { keep, examples } => demo::run(std::env::current_exe()?, examples, keep)?,
-        Cmd::Bench { go_plugins } => bench::run(std::env::current_exe()?, go_plugins)?,
-        Cmd::BenchNode { api_socket, go_plugins } => bench::rows::run(&api_socket, &go_plugins)?,
+        Cmd::Bench { go_plugins, cni, only } => bench::run(std::env::current_exe()?, go_plugins, cni, &only)?,
+        Cmd::BenchNode { api_socket, go_plugins, only } => bench::rows::run(&api_socket, &go_plugins, &only)?,
         Cmd::Up { nodes, wait } => {
             let lab = Lab::start(&Options { exe: std::env::current_exe()?, nodes })?;
             for space in lab.spaces() {

@@ -9,9 +9,8 @@ use netlink::{Announced, BatchError, Errno, LinkChange, LinkRef, Netns, Outcome,
 use planner::step::LinkSet;
 use planner::{Ns, Step};
 
-use super::Pod;
 use crate::error::StepError;
-use crate::exec::{Done, Failed, Place, place};
+use crate::exec::{Done, Failed, Place, in_batches, place};
 
 /// A veth or macvlan has carrier within milliseconds of being up. Where the parent has none, waiting longer would
 /// only make the caller wait: `arp_notify` and `ndisc_notify` make the kernel announce when it comes.
@@ -26,21 +25,23 @@ fn is_without_ipv6<T>(key: &str, e: &netlink::Error, probe: impl FnOnce() -> Res
     key.replace('.', "/").starts_with("net/ipv6/") && absent(e) && probe().is_err_and(|e| absent(&e))
 }
 
+#[derive(Debug)]
 pub(super) struct Kernel<'a> {
     pub host_netns: &'a Netns,
     pub host: &'a Socket,
-    pub pod: Option<&'a Pod>,
+    pub pod: Option<&'a Netns>,
 }
 
 impl Kernel<'_> {
+    /// Steps of the kernel's. Those in the pod are quickest on a thread that is inside the pod's namespace.
     pub fn carry_out(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
-        match run {
-            [Step::SetSysctl { .. } | Step::SetTxChecksum { .. } | Step::Announce { .. }] => match self.alone(&run[0]) {
+        in_batches(run, |batch| match batch {
+            [step @ (Step::SetSysctl { .. } | Step::SetTxChecksum { .. } | Step::Announce { .. })] => match self.alone(step) {
                 Ok(done) => Ok(vec![done]),
                 Err(cause) => Err(Failed { at: 0, cause, changed: vec![false] }),
             },
-            _ => self.batch(run),
-        }
+            _ => self.batch(batch),
+        })
     }
 
     fn alone(&self, step: &Step) -> Result<Done, StepError> {
@@ -66,7 +67,7 @@ impl Kernel<'_> {
                     tracing::warn!(%dev, "not announced: the interface has no carrier");
                 }
             }
-            _ => unreachable!("`parts` puts only these alone"),
+            _ => unreachable!("`carry_out` sends only these here"),
         }
         Ok(Done::Changed)
     }
@@ -74,7 +75,7 @@ impl Kernel<'_> {
     fn netns(&self, ns: Ns) -> Result<&Netns, StepError> {
         match ns {
             Ns::Host => Ok(self.host_netns),
-            Ns::Pod => Ok(&self.pod.ok_or(StepError::NoPod)?.netns),
+            Ns::Pod => self.pod.ok_or(StepError::NoPod),
         }
     }
 
@@ -225,11 +226,19 @@ impl Kernel<'_> {
                 Some(index) => vec![Request::DelNeighbour { index, ip: *ip }],
                 None => return Ok(None),
             },
-            SetSysctl { .. } | SetTxChecksum { .. } | Announce { .. } => unreachable!("`parts` puts these alone"),
+            SetSysctl { .. } | SetTxChecksum { .. } | Announce { .. } => unreachable!("`batches` puts these alone"),
             AddBridge(_) | DelBridge(_) | SetBridge { .. } | AddPort { .. } | DelPort { .. } | SetPort { .. } => {
-                unreachable!("`parts` keeps OVSDB apart")
+                unreachable!("`runs` keeps OVSDB apart")
             }
         }))
+    }
+}
+
+/// Whether the step is done by a thread inside the pod's namespace, not just by a socket of it.
+pub(super) fn is_inside(step: &Step) -> bool {
+    match step {
+        Step::SetSysctl { ns, .. } | Step::SetTxChecksum { ns, .. } | Step::Announce { ns, .. } => *ns == Ns::Pod,
+        _ => false,
     }
 }
 
