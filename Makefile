@@ -1,5 +1,6 @@
 # make demo                the product on two simulated nodes (ARGS=--keep leaves them running)
 # make test                all lanes of proof; LANE=unit, LANE=lab or LANE=kube for one
+# make simulate            a million seeded schedules of the address allocator (make test: 100,000)
 # make bench               the product against the reference plugins: one table, below ten minutes
 # make build               all binaries as a release: target/release, and the static CNI ones in target/<host>/cni
 # make clean-lab           removes what a killed or kept demo or test left behind
@@ -9,7 +10,7 @@ ARGS ?=
 HOST = $(shell rustc -vV | sed -n "s/^host: //p")
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: build cni test demo bench clean-lab
+.PHONY: build cni test demo bench clean-lab simulate
 
 build: cni
 	cargo build --release --locked -p standalone -p controller -p bridge-agent -p cli --bins
@@ -21,6 +22,9 @@ cni:
 
 test:
 	@scripts/test.sh $(or $(LANE),all)
+
+simulate:
+	MOORING_SCHEDULES=1000000 cargo test --profile lab --locked -p ipam --test simulation every_schedule -- --nocapture
 
 demo:
 	@scripts/deps.sh lab

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::keys;
-use api::mooring::{AddressLease, AddressLeaseSpec, Holder, Identity, chunk_label, lease_name, parse_lease_name};
+use api::mooring::{AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, chunk_label, lease_name, parse_lease_name};
 use futures_util::StreamExt;
 use ipam::fixed::{self, Decision};
 use k8s_openapi::jiff::Timestamp;
@@ -251,21 +251,19 @@ impl Leases {
 
     async fn try_claimed(&self, ask: &Ask<'_>, ip: IpAddr, name: &str) -> Result<Fixed, LeaseError> {
         let there = self.get(name).await?;
-        let me = fixed::Me {
-            node: self.node.clone(),
-            agent_id: self.agent_id.clone(),
-            holder: plain(ask.holder),
-            identity: ask.identity.map(key),
-        };
-        let seen = there.as_ref().map(|l| self.seen(l));
+        let (holder, identity) = (plain(ask.holder), ask.identity.map(key));
+        let me = fixed::Me { node: &self.node, agent_id: &self.agent_id, holder: &holder, identity: identity.as_ref() };
+        let seen = there.as_ref().map(|l| self.seen(l, ip));
         let lease = match fixed::decide(seen.as_ref(), &me) {
             Decision::Create => self
                 .request("create", name, self.api.create(&PostParams::default(), &self.lease(ask, ip, name)))
                 .await
                 .map(|l| taken(&l, true)),
             Decision::Mine | Decision::Take => self.replace(ask, there.expect("a lease was decided about")).await,
-            Decision::WaitFor { holder, node } => return Ok(Fixed::Busy { holder: holder.to_string(), node }),
-            Decision::Recall { node } => return Ok(Fixed::Busy { holder: "nobody (a spare address)".to_owned(), node }),
+            Decision::WaitFor { holder, node } => return Ok(Fixed::Busy { holder: holder.to_string(), node: node.to_string() }),
+            Decision::Recall { node } => {
+                return Ok(Fixed::Busy { holder: "nobody (a spare address)".to_owned(), node: node.to_string() });
+            }
             Decision::Refuse(why) => return Err(LeaseError::Refused { address: ip, why }),
         };
         match lease {
@@ -276,14 +274,20 @@ impl Leases {
     }
 
     /// A lease of ours that nothing here claims has no holder any more, whatever it says.
-    fn seen(&self, l: &AddressLease) -> fixed::Lease {
+    fn seen(&self, l: &AddressLease, ip: IpAddr) -> ipam::Lease {
         let leftover = l.spec.agent_id == self.agent_id;
-        let text = |s: &String| Some(s.clone()).filter(|s| !s.is_empty());
-        fixed::Lease {
-            node: text(&l.spec.node),
-            agent_id: text(&l.spec.agent_id),
-            holder: l.spec.holder.as_ref().filter(|_| !leftover).map(plain),
-            identity: l.spec.identity.as_ref().map(key),
+        ipam::Lease {
+            name: ipam::Name { ip, domain: "".into() },
+            uid: "".into(),
+            version: "".into(),
+            pool: l.spec.pool.as_str().into(),
+            node: l.spec.node.as_str().into(),
+            agent_id: l.spec.agent_id.as_str().into(),
+            holder: l.spec.holder.as_ref().filter(|_| !leftover).map(|h| plain(h).into()),
+            identity: l.spec.identity.as_ref().map(|i| key(i).into()),
+            wanted: None,
+            released: l.spec.released_at.is_some(),
+            quarantine: None,
         }
     }
 
@@ -521,8 +525,8 @@ fn named(h: &Holder) -> String {
     )
 }
 
-fn plain(h: &Holder) -> fixed::Holder {
-    fixed::Holder {
+fn plain(h: &Holder) -> ipam::Holder {
+    ipam::Holder {
         namespace: h.pod_namespace.clone(),
         pod: h.pod_name.clone(),
         uid: h.pod_uid.clone(),
@@ -531,8 +535,13 @@ fn plain(h: &Holder) -> fixed::Holder {
     }
 }
 
-fn key(i: &Identity) -> fixed::Identity {
-    fixed::Identity::from_key(format!("{:?}/{}/{}/{}", i.kind, i.namespace, i.name, i.interface))
+fn key(i: &Identity) -> ipam::Identity {
+    let kind = match i.kind {
+        IdentityKind::StatefulSet => ipam::IdentityKind::StatefulSet,
+        IdentityKind::VirtualMachine => ipam::IdentityKind::VirtualMachine,
+        IdentityKind::Pod => ipam::IdentityKind::Pod,
+    };
+    ipam::Identity { kind, namespace: i.namespace.clone(), name: i.name.clone(), nic: i.interface.clone() }
 }
 
 /// A name as a label's value: itself, or where it is longer than the 63 bytes that a value may have, its beginning and a

@@ -1,63 +1,23 @@
-//! Fixed addresses: which pods have an identity, whether a requested address may be given, and what a lease allows.
+//! Fixed addresses: whether a requested address may be given, and what a lease allows who asks for it by name.
 //! Does not know how leases are read or written, nor how long five seconds are.
 
-use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::{Pool, Pools, Rejection};
-
-/// What an address stays with when the pod goes. One per NIC; one address of each family.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Identity(String);
-
-impl Identity {
-    /// A pod of a StatefulSet is the same one again when it comes back under its name; a pod that asks for addresses by
-    /// itself (`mooring.dev/ips`, or `ips` of the networks annotation) keeps them for whatever controls it, so that the
-    /// next pod of a Deployment gets them; without a controller, for its own name. None: any address will do.
-    pub fn of_pod(
-        namespace: &str,
-        pod: &str,
-        controller: Option<Controller<'_>>,
-        nic: &str,
-        asks_for_ips: bool,
-    ) -> Option<Identity> {
-        let of = |kind: &str, name: &str| Some(Identity(format!("{kind}/{namespace}/{name}/{nic}")));
-        match controller {
-            Some(c) if c.kind == "StatefulSet" && ordinal(c.name, pod).is_some() => of("StatefulSet", pod),
-            Some(c) if asks_for_ips => of(c.kind, c.name),
-            None if asks_for_ips => of("Pod", pod),
-            _ => None,
-        }
-    }
-
-    /// Read back from a lease.
-    pub fn from_key(key: impl Into<String>) -> Self {
-        Self(key.into())
-    }
-
-    pub fn key(&self) -> &str {
-        &self.0
-    }
-
-    /// Value of the label `mooring.dev/identity`: FNV-1a, 16 hexadecimal digits. Two identities that share one only make a
-    /// list longer: the key is compared.
-    pub fn hash(&self) -> String {
-        let h = self.0.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
-        format!("{h:016x}")
-    }
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+use crate::{Holder, Identity, Lease, Pool, Pools, Rejection};
 
 /// The controlling owner of a pod at the top: a Deployment rather than its ReplicaSet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Controller<'a> {
     pub kind: &'a str,
     pub name: &'a str,
+}
+
+impl Controller<'_> {
+    /// Whether this is the StatefulSet that the pod is one of by its name.
+    pub fn is_stateful_set_of(&self, pod: &str) -> bool {
+        self.kind == "StatefulSet" && ordinal(self.name, pod).is_some()
+    }
 }
 
 /// `web-3` of StatefulSet `web` is 3.
@@ -69,49 +29,13 @@ pub fn ordinal(set: &str, pod: &str) -> Option<u32> {
     n.parse().ok()
 }
 
-/// Who has an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    pub namespace: String,
-    pub pod: String,
-    /// Empty where it was not known.
-    pub uid: String,
-    pub nic: String,
-    pub container: String,
-}
-
-impl Holder {
-    fn same_nic_of_pod(&self, other: &Holder) -> bool {
-        self.namespace == other.namespace
-            && self.pod == other.pod
-            && self.nic == other.nic
-            && (self.uid == other.uid || self.uid.is_empty() || other.uid.is_empty())
-    }
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} {}", self.namespace, self.pod, self.nic)
-    }
-}
-
-/// What matters of an AddressLease.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lease {
-    /// None: given back, kept for its identity.
-    pub node: Option<String>,
-    pub agent_id: Option<String>,
-    pub holder: Option<Holder>,
-    pub identity: Option<Identity>,
-}
-
 /// The asker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Me {
-    pub node: String,
-    pub agent_id: String,
-    pub holder: Holder,
-    pub identity: Option<Identity>,
+pub struct Me<'a> {
+    pub node: &'a str,
+    pub agent_id: &'a str,
+    pub holder: &'a Holder,
+    pub identity: Option<&'a Identity>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,30 +48,32 @@ pub enum Decision {
     Take,
     /// The former holder still has it: watch this lease by name for at most 5 s, then fail with error 11 and this text.
     WaitFor {
-        holder: Holder,
-        node: String,
+        holder: Arc<Holder>,
+        node: Arc<str>,
     },
     /// A spare of another node: set `wanted`, then watch as above.
     Recall {
-        node: String,
+        node: Arc<str>,
     },
     Refuse(String),
 }
 
 /// What may be done with the lease of an address that is asked for by itself. Death is never assumed: a lease with a
 /// holder is taken only by the same NIC of the same pod on the same node.
-pub fn decide(lease: Option<&Lease>, me: &Me) -> Decision {
+pub fn decide(lease: Option<&Lease>, me: &Me<'_>) -> Decision {
     let Some(lease) = lease else { return Decision::Create };
-    let on_my_node = lease.node.as_deref().is_none_or(|n| n == me.node);
-    let node = lease.node.clone().unwrap_or_default();
-    let my_identity = lease.identity.is_some() && lease.identity == me.identity;
+    if let Some(q) = &lease.quarantine {
+        return Decision::Refuse(format!("it is in quarantine: {}", q.reason));
+    }
+    let on_my_node = lease.node.is_empty() || *lease.node == *me.node;
+    let node = lease.node.clone();
+    let my_identity = lease.identity.is_some() && lease.identity.as_deref() == me.identity;
     match &lease.holder {
-        Some(h) if h.same_nic_of_pod(&me.holder) && on_my_node => {
-            let same =
-                *h == me.holder && lease.agent_id.as_deref() == Some(me.agent_id.as_str()) && lease.identity == me.identity;
+        Some(h) if h.same_nic_of_pod(me.holder) && on_my_node => {
+            let same = **h == *me.holder && *lease.agent_id == *me.agent_id && lease.identity.as_deref() == me.identity;
             if same { Decision::Mine } else { Decision::Take }
         }
-        Some(h) if my_identity || h.same_nic_of_pod(&me.holder) => Decision::WaitFor { holder: h.clone(), node },
+        Some(h) if my_identity || h.same_nic_of_pod(me.holder) => Decision::WaitFor { holder: h.clone(), node },
         Some(h) => Decision::Refuse(format!("it is held by {h} on node {node}")),
         None => match &lease.identity {
             Some(other) if !my_identity => Decision::Refuse(format!("it is kept for {other}")),

@@ -4,12 +4,15 @@
 pub mod choice;
 pub mod fixed;
 pub mod fleet;
+pub mod lease;
+pub mod machine;
 pub mod pool;
 pub mod ranges;
 pub mod window;
 
 pub use choice::{Ask, ChoiceError, Choices, FamilyNames, NicEntry, NicOfPod, NicPools, Rejection, Source, Sources, choose};
-pub use fixed::{Decision, Holder, Identity, Lease, Me, RequestError, check_request, decide};
+pub use fixed::{Decision, Me, RequestError, check_request, decide};
+pub use lease::{Holder, Identity, IdentityKind, Lease, Name, Quarantine, Wanted};
 pub use pool::{Overlap, Pool, PoolError, PoolSpec, Pools};
 pub use ranges::{Family, RangeError, Ranges};
-pub use window::{Chunk, Counts, Learned, LeaseState, Picker, Window, counts, spares_per_node};
+pub use window::{Chunk, Counts, Learned, LeaseState, Picker, Tried, Window, counts, spares_per_node};

@@ -104,19 +104,35 @@ impl Learned {
     }
 }
 
+/// What one search for an address has tried so far.
+#[derive(Debug, Clone, Default)]
+pub struct Tried {
+    ips: HashSet<IpAddr>,
+    blind: u32,
+}
+
 /// Gives one candidate after the other, none twice.
 #[derive(Debug)]
 pub struct Picker<'a> {
     window: Option<&'a Window>,
     allocatable: &'a Ranges,
     learned: &'a Learned,
-    tried: HashSet<IpAddr>,
-    blind_left: u32,
+    tried: Tried,
 }
 
 impl<'a> Picker<'a> {
     pub fn new(window: Option<&'a Window>, allocatable: &'a Ranges, learned: &'a Learned) -> Self {
-        Self { window, allocatable, learned, tried: HashSet::new(), blind_left: BLIND_TRIES }
+        Self { window, allocatable, learned, tried: Tried::default() }
+    }
+
+    /// Goes on where an earlier picker of the same search ended.
+    #[must_use]
+    pub fn resume(self, tried: Tried) -> Self {
+        Self { tried, ..self }
+    }
+
+    pub fn pause(self) -> Tried {
+        self.tried
     }
 
     /// With a window: a random free bit, later the bits we learnt to be taken (they may have come back), then none: the
@@ -127,7 +143,7 @@ impl<'a> Picker<'a> {
             Some(w) => self.in_window(w, random(), false).or_else(|| self.in_window(w, random(), true)),
             None => self.blind(random),
         };
-        self.tried.extend(found);
+        self.tried.ips.extend(found);
         found
     }
 
@@ -137,7 +153,7 @@ impl<'a> Picker<'a> {
         let start = usize::try_from(random % (total.max(1) as u64)).expect("below 64 x 256");
         // A window that was published before a range was cut must not bring the cut part back.
         let fits =
-            |ip: IpAddr| !self.tried.contains(&ip) && self.learned.contains(ip) == learned && self.allocatable.contains(ip);
+            |ip: IpAddr| !self.tried.ips.contains(&ip) && self.learned.contains(ip) == learned && self.allocatable.contains(ip);
         (0..total).map(|k| (start + k) % total).find_map(|k| {
             let chunk = &window.chunks[k / 256];
             let i = (k % 256) as u8;
@@ -147,10 +163,10 @@ impl<'a> Picker<'a> {
 
     fn blind(&mut self, random: &mut dyn FnMut() -> u64) -> Option<IpAddr> {
         let total = self.allocatable.len();
-        while self.blind_left > 0 && total > 0 {
-            self.blind_left -= 1;
+        while self.tried.blind < BLIND_TRIES && total > 0 {
+            self.tried.blind += 1;
             let n = (u128::from(random()) << 64 | u128::from(random())) % total;
-            if let Some(ip) = self.allocatable.nth(n).filter(|ip| !self.tried.contains(ip) && !self.learned.contains(*ip)) {
+            if let Some(ip) = self.allocatable.nth(n).filter(|ip| !self.tried.ips.contains(ip) && !self.learned.contains(*ip)) {
                 return Some(ip);
             }
         }

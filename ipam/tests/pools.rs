@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipam::choice::glob;
 use ipam::fixed::{Controller, one_of_each_family, ordinal};
 use ipam::{
-    Ask, Decision, Family, FamilyNames, Holder, Identity, Lease, Me, NicEntry, NicOfPod, NicPools, Pool, PoolSpec, Pools, Ranges,
-    Sources, check_request, choose, decide,
+    Ask, Decision, Family, FamilyNames, Holder, Identity, IdentityKind, Lease, Me, Name, NicEntry, NicOfPod, NicPools, Pool,
+    PoolSpec, Pools, Quarantine, Ranges, Sources, check_request, choose, decide,
 };
 use proptest::prelude::*;
 
@@ -303,13 +303,13 @@ fn ippools_maps_nics_by_name_or_by_position() {
 #[test]
 fn who_has_an_identity() {
     let id = |pod: &str, c: Option<(&'static str, &'static str)>, ips| {
-        Identity::of_pod("shop", pod, c.map(|(kind, name)| Controller { kind, name }), "net1", ips).map(|i| i.key().to_owned())
+        Identity::of_pod("shop", pod, c.map(|(kind, name)| Controller { kind, name }), "net1", ips).map(|i| i.to_string())
     };
     assert_eq!(id("web-0", Some(("StatefulSet", "web")), false).as_deref(), Some("StatefulSet/shop/web-0/net1"));
     assert_eq!(id("web-0", Some(("StatefulSet", "web")), true).as_deref(), Some("StatefulSet/shop/web-0/net1"));
     assert_eq!(id("web-x", Some(("StatefulSet", "web")), false), None);
     assert_eq!(id("web-5d-abc", Some(("Deployment", "web")), false), None);
-    assert_eq!(id("web-5d-abc", Some(("Deployment", "web")), true).as_deref(), Some("Deployment/shop/web/net1"));
+    assert_eq!(id("web-5d-abc", Some(("Deployment", "web")), true).as_deref(), Some("Pod/shop/web/net1"));
     assert_eq!(id("solo", None, true).as_deref(), Some("Pod/shop/solo/net1"));
     assert_eq!(id("solo", None, false), None);
     for (pod, want) in [
@@ -323,12 +323,6 @@ fn who_has_an_identity() {
     ] {
         assert_eq!(ordinal("web", pod), want, "{pod}");
     }
-    // Pinned: leases in clusters carry it.
-    assert_eq!(
-        Identity::from_key("StatefulSet/shop/web-0/net1").hash(),
-        Identity::from_key("StatefulSet/shop/web-0/net1").hash()
-    );
-    assert_eq!(Identity::from_key("").hash(), "cbf29ce484222325");
 }
 
 fn holder(pod: &str, uid: &str, container: &str) -> Holder {
@@ -337,46 +331,54 @@ fn holder(pod: &str, uid: &str, container: &str) -> Holder {
 
 #[test]
 fn what_a_lease_allows() {
-    let sts = |n: &str| Some(Identity::from_key(n));
-    let me = Me { node: "n1".into(), agent_id: "a1".into(), holder: holder("web-0", "u2", "c2"), identity: sts("web-0") };
-    let lease = |node: Option<&str>, h: Option<Holder>, identity: Option<Identity>| Lease {
-        node: node.map(Into::into),
-        agent_id: node.map(|n| n.replace('n', "a")),
-        holder: h,
-        identity,
+    let sts = |n: &str| {
+        Some(Identity { kind: IdentityKind::StatefulSet, namespace: "shop".into(), name: n.into(), nic: "net1".into() })
     };
+    let (who, web0) = (holder("web-0", "u2", "c2"), sts("web-0"));
+    let me = Me { node: "n1", agent_id: "a1", holder: &who, identity: web0.as_ref() };
+    let lease = |node: Option<&str>, h: Option<Holder>, identity: Option<Identity>| Lease {
+        name: Name { domain: "default".into(), ip: ip("10.6.0.1") },
+        uid: "u".into(),
+        version: "1".into(),
+        pool: "p".into(),
+        node: node.unwrap_or_default().into(),
+        agent_id: node.unwrap_or_default().replace('n', "a").into(),
+        holder: h.map(Into::into),
+        identity: identity.map(Into::into),
+        wanted: None,
+        released: false,
+        quarantine: None,
+    };
+    let wait = |h: &Holder, node: &str| Decision::WaitFor { holder: h.clone().into(), node: node.into() };
     let d = |l: Lease| decide(Some(&l), &me);
     assert_eq!(decide(None, &me), Decision::Create);
-    assert_eq!(d(lease(Some("n1"), Some(me.holder.clone()), sts("web-0"))), Decision::Mine);
+    assert_eq!(d(lease(Some("n1"), Some(who.clone()), sts("web-0"))), Decision::Mine);
     // The sandbox was made again, or the agent has a new id: ours, but it has to be written.
     assert_eq!(d(lease(Some("n1"), Some(holder("web-0", "u2", "c1")), sts("web-0"))), Decision::Take);
-    assert_eq!(
-        decide(Some(&Lease { agent_id: Some("a9".into()), ..lease(Some("n1"), Some(me.holder.clone()), sts("web-0")) }), &me),
-        Decision::Take
-    );
+    assert_eq!(d(Lease { agent_id: "a9".into(), ..lease(Some("n1"), Some(who.clone()), sts("web-0")) }), Decision::Take);
     // Given back at DEL, kept for the identity.
     assert_eq!(d(lease(None, None, sts("web-0"))), Decision::Take);
     assert_eq!(d(lease(Some("n1"), None, sts("web-0"))), Decision::Take);
     assert_eq!(d(lease(Some("n1"), None, None)), Decision::Take);
     // The former pod still has it, here or elsewhere: its death is not assumed.
     let old = holder("web-0", "u1", "c1");
-    assert_eq!(
-        d(lease(Some("n2"), Some(old.clone()), sts("web-0"))),
-        Decision::WaitFor { holder: old.clone(), node: "n2".into() }
-    );
-    assert_eq!(d(lease(Some("n1"), Some(old.clone()), sts("web-0"))), Decision::WaitFor { holder: old, node: "n1".into() });
-    assert_eq!(
-        d(lease(Some("n2"), Some(me.holder.clone()), None)),
-        Decision::WaitFor { holder: me.holder.clone(), node: "n2".into() }
-    );
+    assert_eq!(d(lease(Some("n2"), Some(old.clone()), sts("web-0"))), wait(&old, "n2"));
+    assert_eq!(d(lease(Some("n1"), Some(old.clone()), sts("web-0"))), wait(&old, "n1"));
+    assert_eq!(d(lease(Some("n2"), Some(who.clone()), None)), wait(&who, "n2"));
     assert_eq!(d(lease(Some("n2"), None, None)), Decision::Recall { node: "n2".into() });
     assert_eq!(
         d(lease(Some("n2"), Some(holder("db", "u9", "c9")), None)),
         Decision::Refuse("it is held by shop/db net1 on node n2".into())
     );
-    assert_eq!(d(lease(None, None, sts("web-1"))), Decision::Refuse("it is kept for web-1".into()));
+    assert_eq!(d(lease(None, None, sts("web-1"))), Decision::Refuse("it is kept for StatefulSet/shop/web-1/net1".into()));
+    let offender = Quarantine { mac: None, reason: "somebody answers".into(), node: "n2".into() };
+    assert_eq!(
+        d(Lease { quarantine: Some(offender.into()), ..lease(None, None, sts("web-0")) }),
+        Decision::Refuse("it is in quarantine: somebody answers".into())
+    );
     let stateless = Me { identity: None, ..me.clone() };
-    assert_eq!(decide(Some(&lease(None, None, sts("web-0"))), &stateless), Decision::Refuse("it is kept for web-0".into()));
+    let refused = Decision::Refuse("it is kept for StatefulSet/shop/web-0/net1".into());
+    assert_eq!(decide(Some(&lease(None, None, sts("web-0"))), &stateless), refused);
 }
 
 #[test]

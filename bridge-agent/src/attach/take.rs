@@ -83,7 +83,7 @@ impl<H: Host + 'static> Agent<H> {
         let (namespace, name) = (words.holder.pod_namespace.as_str(), words.holder.pod_name.as_str());
         let owner = top_owner(pod);
         let controller = owner.as_ref().map(|o| Controller { kind: &o.kind, name: &o.name });
-        let identity = fixed::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty())
+        let identity = ipam::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty())
             .map(|_| identity_of(namespace, name, controller, &nic.nic));
         let holder = Holder { interface: nic.nic.clone(), ..words.holder.clone() };
         let before = match &identity {

@@ -1,0 +1,592 @@
+//! The leases of one agent: takes addresses, gives them back, keeps spares, and keeps what its sandboxes have whatever the API
+//! server goes through. No I/O, no clock, no randomness of its own: calls say the time and bring replies, `pop` gives the
+//! requests and outcomes that follow. Whoever drives it carries requests out, in any order, and remembers over restarts
+//! (in the journal) which addresses were given.
+//!
+//! For each name there is what is wanted (`Want`) and what the API server last said (`Seen`); `Slot::act` says what follows,
+//! and one request at a time is under way. So a time-out is no special case: nothing is known, look again. Every write is
+//! guarded by the version that it was decided on.
+//!
+//! Does not know pods, sandboxes, or how pools are chosen.
+
+mod ask;
+mod compare;
+mod slot;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{Holder, Identity, Learned, Lease, Name, Quarantine, Ranges, Window};
+use ask::Asking;
+use compare::Compare;
+use slot::{Act, Hold, Seen, Slot, Stage, Want};
+
+pub use ask::{Ask, PoolOfAsk, TakeError, What};
+
+/// Since any moment before the first call; never steps back.
+pub type Time = Duration;
+pub type AskId = u64;
+pub type RequestId = u64;
+
+/// How long a released address is given to nobody: neighbours forget hardware addresses and connections within this time.
+pub const REST: Duration = Duration::from_secs(60);
+/// Requests at once for which no ADD waits; a drained node gives 250 addresses back, and others want the API server too.
+const BEHIND_MAX: usize = 16;
+/// A request without an answer may still be carried out for so long: an API server ends each after 60 s.
+const DOUBT: Duration = Duration::from_secs(90);
+/// Between tries after errors; doubled each time up to the latter.
+const BACKOFF: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How soon a spare that was given away is replaced: a burst of ADDs creates its own leases meanwhile, with one write each
+/// where a spare costs two.
+const FILL_AFTER: Duration = Duration::from_secs(1);
+/// An address that a sandbox has and another holds by the API server's word is looked at again that often.
+const CONTEST_EVERY: Duration = Duration::from_secs(60);
+
+/// Whose leases these are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    pub node: Arc<str>,
+    pub agent_id: Arc<str>,
+}
+
+/// What the journal says that a sandbox has.
+#[derive(Debug, Clone)]
+pub struct Held {
+    pub name: Name,
+    pub pool: Arc<str>,
+    pub holder: Arc<Holder>,
+    pub identity: Option<Arc<Identity>>,
+}
+
+/// A PoolMap.
+#[derive(Debug, Clone)]
+pub struct Map {
+    /// Its resourceVersion.
+    pub version: Arc<str>,
+    pub window: Window,
+    pub spares_per_node: u8,
+    pub recall: Vec<IpAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// As the API server has it now, not from its cache.
+    Get(Name),
+    Create(Lease),
+    /// Guarded by `version`.
+    Update(Lease),
+    /// Guarded by `uid` and `version`.
+    Delete(Lease),
+    /// All that name this node; from the cache.
+    ListNode,
+    /// Addresses of one chunk that have a lease; from the cache.
+    ListChunk {
+        domain: Arc<str>,
+        base: IpAddr,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// Of a get, a create, an update.
+    Done(Lease),
+    Deleted,
+    /// 404.
+    Absent,
+    /// 409: the name is taken, or the version is not that one any more.
+    Conflict,
+    Leases(Vec<Lease>),
+    Addresses(BTreeSet<IpAddr>),
+    Failed {
+        /// It may have been carried out, or may still be: no answer, a broken connection, 5xx.
+        doubtful: bool,
+        /// The same request would fail again.
+        permanent: bool,
+        error: String,
+    },
+}
+
+/// An address that an ask got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub name: Name,
+    pub pool: Arc<str>,
+    /// The identity did not have it before: if the ADD fails, it keeps nothing.
+    pub fresh: bool,
+}
+
+#[derive(Debug, Clone)]
+pub enum Output {
+    Request(RequestId, Request),
+    Taken(AskId, Taken),
+    Failed(AskId, TakeError),
+    /// Of `release`: the API server knows, or it rests and will be told.
+    Released(Name),
+    /// A sandbox here lives with an address that another has by the API server's word; only after etcd went back in time.
+    Contested {
+        name: Name,
+        holder: Arc<Holder>,
+        lease: Box<Lease>,
+    },
+    /// Call `changed` whenever this lease does, until `Unwatch`.
+    Watch(Name),
+    Unwatch(Name),
+    /// Call `map` with this pool's map and whenever it changes.
+    Follow(Arc<str>),
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    map: Option<Map>,
+    /// `map` was called.
+    known: bool,
+    /// What it may give out, and where, by the last ask.
+    ranges: Option<(Arc<str>, Arc<Ranges>)>,
+    learned: Learned,
+    fill_at: Option<Time>,
+}
+
+impl Pool {
+    fn spares_per_node(&self) -> usize {
+        self.map.as_ref().map_or(0, |m| usize::from(m.spares_per_node))
+    }
+}
+
+#[derive(Debug)]
+struct Flight {
+    on: Target,
+    verb: Verb,
+    /// The version that guards the write.
+    guard: Option<Arc<str>>,
+    behind: bool,
+}
+
+#[derive(Debug)]
+enum Target {
+    Slot(Name),
+    /// A look at a lease in hand; the version that it had.
+    Check(Name, Arc<str>),
+    Compare,
+    Chunk(AskId),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Read,
+    Create,
+    Update,
+    Delete,
+}
+
+#[derive(Debug)]
+pub struct Machine {
+    me: Owner,
+    pools: BTreeMap<Arc<str>, Pool>,
+    slots: BTreeMap<Name, Slot>,
+    asks: BTreeMap<AskId, Asking>,
+    flights: HashMap<RequestId, Flight>,
+    /// Names whose turn comes when fewer requests are behind.
+    queue: BTreeSet<Name>,
+    behind: usize,
+    /// Asks that go on now.
+    ready: Vec<AskId>,
+    out: VecDeque<Output>,
+    compare: Compare,
+    next_id: u64,
+    random: u64,
+}
+
+impl Machine {
+    /// `held`: what the journal says. `seed`: any number that differs between agents.
+    pub fn new(me: Owner, held: impl IntoIterator<Item = Held>, seed: u64, now: Time) -> Self {
+        let mut m = Self {
+            me,
+            pools: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            flights: HashMap::new(),
+            queue: BTreeSet::new(),
+            behind: 0,
+            ready: Vec::new(),
+            out: VecDeque::new(),
+            compare: Compare::new(now),
+            next_id: 0,
+            random: seed,
+        };
+        for h in held {
+            m.follow(&h.pool);
+            let hold = Hold { holder: h.holder, identity: h.identity, stage: Stage::Firm, fresh: false };
+            let mut slot = Slot::new(Want::Hold(hold), h.pool, Seen::Unknown);
+            // The list at start brings them all at once; where it does not come, each is asked for.
+            slot.retry_at = Some(now + compare::LIST_WAIT);
+            m.slots.insert(h.name, slot);
+        }
+        m.tick(now);
+        m
+    }
+
+    /// What is to be done next.
+    pub fn pop(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// When `tick` has something to do.
+    pub fn next_wake(&self) -> Option<Time> {
+        let slots = self.slots.values().flat_map(|s| {
+            let rest = match s.want {
+                Want::Rest { until } => Some(until),
+                _ => None,
+            };
+            [s.retry_at.filter(|_| !s.flight), rest]
+        });
+        let asks = self.asks.values().map(Asking::wake);
+        let pools = self.pools.values().map(|p| p.fill_at);
+        slots.chain(asks).chain(pools).chain([self.compare.wake()]).flatten().min()
+    }
+
+    pub fn tick(&mut self, now: Time) {
+        let due: Vec<Name> =
+            self.slots.iter().filter(|(_, s)| s.retry_at.is_some_and(|t| t <= now)).map(|(n, _)| n.clone()).collect();
+        for name in due {
+            self.settle(now, &name);
+        }
+        self.end_rests(now);
+        self.tick_asks(now);
+        self.tick_compare(now);
+        self.flush(now);
+    }
+
+    /// A pool's map as it is now; none: there is no map. Needs no more than one call for each version.
+    pub fn map(&mut self, now: Time, pool: &str, map: Option<Map>) {
+        let Some(p) = self.pools.get_mut(pool) else { return };
+        if p.known && p.map.as_ref().map(|m| &m.version) == map.as_ref().map(|m| &m.version) {
+            return;
+        }
+        p.known = true;
+        if let Some(m) = &map {
+            p.learned.window_changed(&m.window);
+        }
+        p.map = map;
+        let recalled: Vec<Name> = self
+            .slots
+            .iter()
+            .filter(|(n, s)| *s.pool == *pool && s.is_idle_lease() && self.is_recalled(pool, n.ip))
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in recalled {
+            self.want(now, &name, Want::Gone);
+        }
+        self.trim(now, pool);
+        self.wake_asks_of(now, pool);
+        self.flush(now);
+    }
+
+    /// The watched lease changed.
+    pub fn changed(&mut self, now: Time, name: &Name) {
+        if let Some(slot) = self.slots.get_mut(name).filter(|s| s.ask().is_some()) {
+            if !slot.flight {
+                slot.seen = Seen::Unknown;
+            }
+            slot.retry_at = None;
+            self.settle(now, name);
+        }
+        self.flush(now);
+    }
+
+    /// Gives an address back. `keep`: for its identity. Of a container that does not have it (any more) nothing is taken.
+    pub fn release(&mut self, now: Time, name: &Name, container: &str, keep: bool) {
+        let ours = |s: &Slot| matches!(&s.want, Want::Hold(h) if h.stage == Stage::Firm && h.holder.container == container);
+        match self.slots.get(name) {
+            Some(slot) if ours(slot) => {
+                let pool = slot.pool.clone();
+                let fixed = matches!(&slot.want, Want::Hold(h) if h.identity.is_some());
+                let want = match (keep && fixed, self.idle_want(now, &pool, name.ip)) {
+                    (true, _) => Want::Keep,
+                    (false, want) => want,
+                };
+                let rests = matches!(want, Want::Rest { .. });
+                if let Some(slot) = self.slots.get_mut(name) {
+                    slot.releasing = !rests;
+                }
+                if rests {
+                    self.out.push_back(Output::Released(name.clone()));
+                }
+                self.want(now, name, want);
+                self.wake_asks_of(now, &pool);
+            }
+            // An earlier call for the same.
+            Some(slot) if matches!(slot.want, Want::Gone | Want::Keep) && slot.releasing => {}
+            _ => self.out.push_back(Output::Released(name.clone())),
+        }
+        self.flush(now);
+    }
+
+    /// Somebody without a lease uses the address: nobody gets it, until the controller thinks better of it.
+    pub fn quarantine(&mut self, now: Time, name: &Name, container: &str, why: Quarantine) {
+        let ours = |s: &Slot| matches!(&s.want, Want::Hold(h) if h.holder.container == container);
+        if self.slots.get(name).is_some_and(ours) {
+            self.want(now, name, Want::Quarantine(Arc::new(why)));
+        }
+        self.flush(now);
+    }
+
+    /// Spares in hand that the next ADD gets without a request; for the log and for tests.
+    pub fn spares(&self) -> impl Iterator<Item = &Name> {
+        self.slots.iter().filter(|(_, s)| s.giveable(&self.me)).map(|(n, _)| n)
+    }
+
+    /// Addresses that sandboxes have.
+    pub fn held(&self) -> impl Iterator<Item = (&Name, &Holder)> {
+        self.slots.iter().filter_map(|(n, s)| match &s.want {
+            Want::Hold(h) if h.stage == Stage::Firm => Some((n, &*h.holder)),
+            _ => None,
+        })
+    }
+
+    /// The answer to a request.
+    pub fn reply(&mut self, now: Time, id: RequestId, reply: Reply) {
+        let Some(flight) = self.flights.remove(&id) else { return };
+        if flight.behind {
+            self.behind -= 1;
+        }
+        match flight.on {
+            Target::Slot(name) => self.reply_slot(now, &name, flight.verb, flight.guard, reply),
+            Target::Check(name, version) => self.reply_check(now, &name, &version, reply),
+            Target::Compare => self.reply_compare(now, reply),
+            Target::Chunk(ask) => self.reply_chunk(now, ask, reply),
+        }
+        while self.behind < BEHIND_MAX
+            && let Some(name) = self.queue.pop_first()
+        {
+            self.settle(now, &name);
+        }
+        self.flush(now);
+    }
+
+    fn reply_slot(&mut self, now: Time, name: &Name, verb: Verb, guard: Option<Arc<str>>, reply: Reply) {
+        let order = self.id();
+        let me = self.me.clone();
+        let backoff = self.jitter();
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        slot.flight = false;
+        let known = slot.known.take();
+        let mut lost = false;
+        match (verb, reply) {
+            (Verb::Delete, Reply::Deleted | Reply::Absent) | (Verb::Update, Reply::Absent) => slot.seen = Seen::Absent,
+            (Verb::Read, Reply::Absent) => {
+                lost = known.is_some();
+                slot.seen = Seen::Absent;
+            }
+            (_, Reply::Done(l)) => {
+                lost = known.is_some() && !me.owns(&l);
+                // What is noted on the slot is about this lease; another identity's own address is not fresh.
+                if let Want::Hold(h) = &mut slot.want
+                    && h.identity.is_some()
+                    && verb == Verb::Read
+                    && l.identity == h.identity
+                {
+                    h.fresh = false;
+                }
+                slot.there(l, order);
+            }
+            (Verb::Create, Reply::Conflict) => {
+                slot.conflicted = true;
+                slot.seen = Seen::Unknown;
+            }
+            (_, Reply::Failed { doubtful, permanent, error }) => {
+                slot.known = known;
+                if doubtful && verb != Verb::Read {
+                    slot.seen = Seen::Unknown;
+                    match verb {
+                        Verb::Create => slot.create_doubt = Some(now + DOUBT),
+                        _ => slot.write_doubt = guard,
+                    }
+                }
+                slot.failures = slot.failures.saturating_add(1);
+                let wait = (BACKOFF * 2u32.saturating_pow(slot.failures.min(10) - 1)).min(BACKOFF_MAX).mul_f64(backoff);
+                slot.retry_at = Some(now + wait);
+                if let Some(ask) = slot.ask() {
+                    self.ask_failed(now, ask, permanent, error, wait);
+                }
+                return;
+            }
+            // A conflict of a write: it changed in between.
+            (_, _) => slot.seen = Seen::Unknown,
+        }
+        slot.failures = 0;
+        if lost {
+            self.suspect(now);
+        }
+        self.settle(now, name);
+    }
+
+    /// Sets what is wanted, and does what follows.
+    fn want(&mut self, now: Time, name: &Name, want: Want) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        slot.want = want;
+        slot.conflicted = false;
+        // While the API server does not answer, a change of mind is no reason to ask it more often.
+        if slot.failures == 0 {
+            slot.retry_at = None;
+        }
+        self.settle(now, name);
+    }
+
+    /// The next step for a name, where nothing is under way.
+    fn settle(&mut self, now: Time, name: &Name) {
+        // Each turn but the last changes what is wanted, along Found -> Spare or Rest -> Gone.
+        for _ in 0..4 {
+            let Some(slot) = self.slots.get_mut(name) else { return };
+            if slot.flight || slot.retry_at.is_some_and(|t| t > now) {
+                return;
+            }
+            slot.retry_at = None;
+            slot.create_doubt = slot.create_doubt.filter(|t| *t > now);
+            let ask = slot.ask();
+            let act = slot.act(name, &self.me);
+            match act {
+                Act::Get => return self.send_slot(now, name, Verb::Read, None, Request::Get(name.clone())),
+                Act::Create(l) => return self.send_slot(now, name, Verb::Create, None, Request::Create(l)),
+                Act::Update(l) => {
+                    return self.send_slot(now, name, Verb::Update, Some(l.version.clone()), Request::Update(l));
+                }
+                Act::Delete(l) => {
+                    return self.send_slot(now, name, Verb::Delete, Some(l.version.clone()), Request::Delete(l));
+                }
+                Act::Done => return self.done(name),
+                Act::Forget => return self.forget(now, name),
+                Act::Next => {
+                    if let Some(pool) = self.pools.get_mut(&slot.pool) {
+                        pool.learned.conflict(name.ip);
+                    }
+                    self.forget(now, name);
+                    return self.ask_goes_on(ask);
+                }
+                Act::Busy { holder, node } => {
+                    // Watched; this is for events that never come.
+                    slot.seen = Seen::Unknown;
+                    slot.retry_at = Some(now + ask::POLL);
+                    return self.ask_waits(now, ask, name, holder, node);
+                }
+                Act::Refuse(why) => {
+                    slot.want = Want::Gone;
+                    self.ask_refused(ask, name, why);
+                }
+                Act::Classify(l) => {
+                    let (pool, released) =
+                        (slot.pool.clone(), l.released || l.holder.is_some() || l.agent_id != self.me.agent_id);
+                    let unknown = self.pools.get(&pool).is_none_or(|p| !p.known);
+                    let want = match self.idle_want(now, &pool, name.ip) {
+                        _ if l.identity.is_some() => Want::Keep,
+                        Want::Rest { .. } if !released => Want::Spare { since: now },
+                        // What the map says is not known yet, so soon after the start.
+                        Want::Gone if unknown => Want::Rest { until: now + REST },
+                        want => want,
+                    };
+                    if let Some(slot) = self.slots.get_mut(name) {
+                        slot.want = want;
+                    }
+                }
+                Act::Contested(lease) => {
+                    slot.retry_at = Some(now + CONTEST_EVERY);
+                    slot.seen = Seen::Unknown;
+                    let told = slot.reported.replace(lease.version.clone());
+                    if let Want::Hold(h) = &slot.want
+                        && told.as_ref() != Some(&lease.version)
+                    {
+                        let (name, holder) = (name.clone(), h.holder.clone());
+                        self.out.push_back(Output::Contested { name, holder, lease: Box::new(lease) });
+                    }
+                    return self.suspect(now);
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, name: &Name) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        slot.conflicted = false;
+        let pool = slot.pool.clone();
+        if let Want::Hold(h) = &mut slot.want
+            && let Stage::Any(id) | Stage::Fixed(id) = h.stage
+        {
+            h.stage = Stage::Firm;
+            let taken = Taken { name: name.clone(), pool, fresh: h.fresh };
+            self.ask_done(id, taken)
+        }
+    }
+
+    /// Nothing of ours is left under this name, unless a create comes in late.
+    fn forget(&mut self, now: Time, name: &Name) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let releasing = std::mem::take(&mut slot.releasing);
+        let idle = slot.is_idle_lease().then(|| slot.pool.clone());
+        match slot.create_doubt {
+            Some(until) if until > now => {
+                slot.want = Want::Gone;
+                slot.seen = Seen::Unknown;
+                slot.retry_at = Some(until);
+            }
+            _ => {
+                self.slots.remove(name);
+            }
+        }
+        if releasing {
+            self.out.push_back(Output::Released(name.clone()));
+        }
+        if let Some(pool) = idle {
+            self.plan_fill(now, &pool);
+        }
+        self.wake_asks_for(name);
+    }
+
+    fn send_slot(&mut self, now: Time, name: &Name, verb: Verb, guard: Option<Arc<str>>, request: Request) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let behind = slot.ask().is_none();
+        if behind && self.behind >= BEHIND_MAX {
+            self.queue.insert(name.clone());
+            return;
+        }
+        slot.flight = true;
+        // What a firm address meets in its place shows that the API server lost something.
+        if verb == Verb::Create && matches!(&slot.want, Want::Hold(h) if h.stage == Stage::Firm) {
+            self.suspect(now);
+        }
+        self.send(Target::Slot(name.clone()), verb, guard, behind, request);
+    }
+
+    fn send(&mut self, on: Target, verb: Verb, guard: Option<Arc<str>>, behind: bool, request: Request) {
+        let id = self.id();
+        self.behind += usize::from(behind);
+        self.flights.insert(id, Flight { on, verb, guard, behind });
+        self.out.push_back(Output::Request(id, request));
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// splitmix64 of the seed.
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Evenly in [0.5, 1.5).
+    fn jitter(&mut self) -> f64 {
+        0.5 + (self.random() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn follow(&mut self, pool: &Arc<str>) {
+        if !self.pools.contains_key(pool) {
+            self.pools.insert(pool.clone(), Pool::default());
+            self.out.push_back(Output::Follow(pool.clone()));
+        }
+    }
+}

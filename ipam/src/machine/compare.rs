@@ -1,0 +1,281 @@
+//! Spares of a pool, and the comparison of what is in hand with what the API server has: at start, each hour, and whenever
+//! something is found missing that nobody but us may have taken. Knows no ADD.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::slot::{Seen, Slot, Stage, Want};
+use super::{BACKOFF, BACKOFF_MAX, FILL_AFTER, Hold, Machine, REST, Reply, Request, Target, Time, Verb};
+use crate::{Learned, Lease, Name, Picker};
+
+/// How long what the journal knows waits for the list at start.
+pub(super) const LIST_WAIT: Duration = Duration::from_secs(10);
+/// A list by the node's label walks all leases in the API server (76 ms at 78,000): once an hour that is 2 % of one of its
+/// CPUs with 1,000 nodes. It finds what came back with an old etcd and is nobody's any more.
+const COMPARE_EVERY: Duration = Duration::from_secs(3600);
+/// The lease that was written last is the first to be wrong after etcd went back in time; one GET tells.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// Signs of a loss come in crowds.
+const SUSPECT_EVERY: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Compare {
+    due: Time,
+    check_at: Time,
+    flight: bool,
+    failures: u32,
+    /// Of the last list that came.
+    done: Option<Time>,
+    suspected: Option<Time>,
+}
+
+impl Compare {
+    pub fn new(now: Time) -> Self {
+        Self { due: now, check_at: now + CHECK_EVERY, flight: false, failures: 0, done: None, suspected: None }
+    }
+
+    pub fn wake(&self) -> Option<Time> {
+        Some(if self.flight { self.check_at } else { self.due.min(self.check_at) })
+    }
+}
+
+impl Machine {
+    pub(super) fn tick_compare(&mut self, now: Time) {
+        if self.compare.due <= now && !self.compare.flight {
+            self.compare.flight = true;
+            self.send(Target::Compare, Verb::Read, None, false, Request::ListNode);
+        }
+        if self.compare.check_at <= now {
+            self.compare.check_at = now + CHECK_EVERY;
+            let settled = |s: &&Slot| {
+                !s.flight
+                    && s.retry_at.is_none()
+                    && (s.is_idle_lease() || matches!(&s.want, Want::Hold(h) if h.stage == Stage::Firm))
+            };
+            let last = self.slots.iter().filter(|(_, s)| settled(s)).filter_map(|(n, s)| match &s.seen {
+                Seen::There(l) => Some((s.order, n.clone(), l.version.clone())),
+                _ => None,
+            });
+            if let Some((_, name, version)) = last.max_by_key(|(order, ..)| *order) {
+                self.send(Target::Check(name.clone(), version), Verb::Read, None, false, Request::Get(name));
+            }
+        }
+    }
+
+    /// Only what differs from what was there when the question was asked says something.
+    pub(super) fn reply_check(&mut self, now: Time, name: &Name, version: &Arc<str>, reply: Reply) {
+        let order = self.id();
+        let Some(slot) = self.slots.get_mut(name).filter(|s| !s.flight) else { return };
+        if !matches!(&slot.seen, Seen::There(l) if l.version == *version) {
+            return;
+        }
+        match reply {
+            Reply::Done(l) if l.version == *version => return,
+            Reply::Done(l) => slot.there(l, order),
+            Reply::Absent => slot.seen = Seen::Absent,
+            _ => return,
+        }
+        self.suspect(now);
+        self.settle(now, name);
+    }
+
+    /// Something that only we may take away is gone: spares are looked at before they are given, and all is compared.
+    pub(super) fn suspect(&mut self, now: Time) {
+        if self.compare.suspected.is_some_and(|t| now < t + SUSPECT_EVERY) {
+            // Not forgotten: what is found within this time may be of another loss.
+            self.compare.due = self.compare.due.min(self.compare.suspected.map_or(now, |t| t + SUSPECT_EVERY));
+            return;
+        }
+        self.compare.suspected = Some(now);
+        self.compare.due = now;
+        let idle: Vec<Name> = self.slots.iter().filter(|(_, s)| s.is_idle_lease() && !s.flight).map(|(n, _)| n.clone()).collect();
+        for name in idle {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.distrust();
+            }
+            self.settle(now, &name);
+        }
+    }
+
+    pub(super) fn reply_compare(&mut self, now: Time, reply: Reply) {
+        self.compare.flight = false;
+        let Reply::Leases(list) = reply else {
+            let wait = (BACKOFF * 2u32.saturating_pow(self.compare.failures)).min(BACKOFF_MAX).mul_f64(self.jitter());
+            self.compare.failures = (self.compare.failures + 1).min(10);
+            self.compare.due = now + wait;
+            return;
+        };
+        self.compare.failures = 0;
+        self.compare.done = Some(now);
+        self.compare.due = now + COMPARE_EVERY.mul_f64(0.9 + 0.2 * (self.jitter() - 0.5));
+        let mut list: BTreeMap<Name, Lease> = list.into_iter().filter(|l| self.me.owns(l)).map(|l| (l.name.clone(), l)).collect();
+        // The list comes from a cache and may be old: it only raises questions, which a get answers.
+        let mut questions = Vec::new();
+        for (name, slot) in &mut self.slots {
+            let listed = list.remove(name);
+            if slot.flight {
+                continue;
+            }
+            match (&slot.seen, listed) {
+                // From the journal. Every write is guarded, so that an old answer does no harm here.
+                (Seen::Unknown, Some(l)) if slot.retry_at.is_some() && slot.failures == 0 && slot.create_doubt.is_none() => {
+                    slot.seen = Seen::There(l);
+                    slot.retry_at = None;
+                    questions.push(name.clone());
+                }
+                (Seen::Unknown, None) if matches!(&slot.want, Want::Hold(h) if h.stage == Stage::Firm) && slot.failures == 0 => {
+                    slot.retry_at = None;
+                    questions.push(name.clone());
+                }
+                (Seen::There(was), listed) if listed.as_ref().is_none_or(|l| l.version != was.version) => {
+                    slot.distrust();
+                    questions.push(name.clone());
+                }
+                _ => {}
+            }
+        }
+        for (name, l) in list {
+            self.follow(&l.pool);
+            self.slots.insert(name.clone(), Slot::new(Want::Found, l.pool, Seen::Unknown));
+            questions.push(name);
+        }
+        for name in questions {
+            self.settle(now, &name);
+        }
+    }
+
+    pub(super) fn is_recalled(&self, pool: &str, ip: IpAddr) -> bool {
+        self.pools.get(pool).and_then(|p| p.map.as_ref()).is_some_and(|m| m.recall.contains(&ip))
+    }
+
+    fn idle_count(&self, pool: &str) -> usize {
+        self.slots.values().filter(|s| *s.pool == *pool && s.is_idle_lease()).count()
+    }
+
+    /// What becomes of an address without a holder: it rests and will be a spare where the node has room for one. Otherwise it
+    /// goes at once: a rest would cost a write more, and lock addresses up just where nodes give many back.
+    pub(super) fn idle_want(&self, now: Time, pool: &Arc<str>, ip: IpAddr) -> Want {
+        let Some(p) = self.pools.get(pool) else { return Want::Gone };
+        let usable = p.ranges.as_ref().is_none_or(|(_, r)| r.contains(ip));
+        if usable && !self.is_recalled(pool, ip) && self.idle_count(pool) < p.spares_per_node() {
+            Want::Rest { until: now + REST }
+        } else {
+            Want::Gone
+        }
+    }
+
+    pub(super) fn end_rests(&mut self, now: Time) {
+        let over = |s: &Slot| matches!(s.want, Want::Rest { until } if until <= now);
+        let due: Vec<(Name, Arc<str>)> =
+            self.slots.iter().filter(|(_, s)| over(s)).map(|(n, s)| (n.clone(), s.pool.clone())).collect();
+        for (name, pool) in due {
+            // It counts itself.
+            let room = self.pools.get(&pool).is_some_and(|p| self.idle_count(&pool) <= p.spares_per_node());
+            let stays = room && !self.is_recalled(&pool, name.ip);
+            self.want(now, &name, if stays { Want::Spare { since: now } } else { Want::Gone });
+            if stays {
+                self.wake_asks_of(now, &pool);
+            }
+        }
+        let fills: Vec<Arc<str>> =
+            self.pools.iter().filter(|(_, p)| p.fill_at.is_some_and(|t| t <= now)).map(|(n, _)| n.clone()).collect();
+        for pool in fills {
+            self.fill(now, &pool);
+        }
+    }
+
+    /// Gives back what is above the number of spares: those that rested longest first.
+    pub(super) fn trim(&mut self, now: Time, pool: &str) {
+        let Some(p) = self.pools.get(pool) else { return };
+        let surplus = self.idle_count(pool).saturating_sub(p.spares_per_node());
+        if surplus > 0 {
+            let mut idle: Vec<((u8, Time), Name)> = self
+                .slots
+                .iter()
+                .filter(|(_, s)| *s.pool == *pool)
+                .filter_map(|(n, s)| match s.want {
+                    Want::Spare { since } => Some(((0, since), n.clone())),
+                    Want::Fill => Some(((1, now), n.clone())),
+                    Want::Rest { until } => Some(((2, until), n.clone())),
+                    _ => None,
+                })
+                .collect();
+            idle.sort();
+            for (_, name) in idle.into_iter().take(surplus) {
+                self.want(now, &name, Want::Gone);
+            }
+        }
+        self.plan_fill(now, pool);
+    }
+
+    pub(super) fn plan_fill(&mut self, now: Time, pool: &str) {
+        let idle = self.idle_count(pool);
+        if let Some(p) = self.pools.get_mut(pool)
+            && p.fill_at.is_none()
+            && idle < p.spares_per_node()
+        {
+            p.fill_at = Some(now + FILL_AFTER);
+        }
+    }
+
+    /// Creates the spares that are missing.
+    fn fill(&mut self, now: Time, pool: &Arc<str>) {
+        let idle = self.idle_count(pool);
+        let random = self.random();
+        let Some(p) = self.pools.get_mut(pool) else { return };
+        p.fill_at = None;
+        let missing = p.spares_per_node().saturating_sub(idle);
+        let (Some((domain, ranges)), Some(map)) = (&p.ranges, &p.map) else { return };
+        // What turned out to be taken is left to ADDs, which have no choice.
+        let nothing = Learned::default();
+        let mut picker = Picker::new(Some(&map.window), ranges, &nothing);
+        let mut names = Vec::new();
+        // The window may name what we have ourselves by now.
+        for i in 0..(2 * missing as u64 + 8) {
+            let Some(ip) = picker.next(&mut || random.wrapping_mul(2 * i + 1)) else { break };
+            let name = Name { domain: domain.clone(), ip };
+            if names.len() < missing && !self.slots.contains_key(&name) && !p.learned.contains(ip) {
+                names.push(name);
+            }
+        }
+        for name in names {
+            self.slots.insert(name.clone(), Slot::new(Want::Fill, pool.clone(), Seen::Absent));
+            self.settle(now, &name);
+        }
+    }
+
+    /// The spare of a pool that was one for the longest time.
+    pub(super) fn best_spare(&self, pool: &str) -> Option<Name> {
+        let spares = self.slots.iter().filter(|(_, s)| *s.pool == *pool && s.giveable(&self.me));
+        spares
+            .min_by_key(|(_, s)| match s.want {
+                Want::Spare { since } => since,
+                _ => Time::MAX,
+            })
+            .map(|(n, _)| n.clone())
+    }
+
+    /// The address of a pool that rests and will have rested soonest.
+    pub(super) fn best_resting(&self, pool: &str) -> Option<Name> {
+        let resting = self.slots.iter().filter_map(|(n, s)| match s.want {
+            Want::Rest { until } if *s.pool == *pool => Some((until, n)),
+            _ => None,
+        });
+        resting.min().map(|(_, n)| n.clone())
+    }
+
+    pub(super) fn take_slot(&mut self, now: Time, name: &Name, hold: Hold) {
+        if let Some(slot) = self.slots.get_mut(name)
+            && std::mem::take(&mut slot.releasing)
+        {
+            self.out.push_back(super::Output::Released(name.clone()));
+        }
+        let pool = self.slots.get(name).map(|s| s.pool.clone());
+        self.want(now, name, Want::Hold(hold));
+        if let Some(pool) = pool {
+            self.plan_fill(now, &pool);
+        }
+    }
+}
