@@ -14,27 +14,23 @@ pub mod pools;
 mod ready;
 mod take;
 
-use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
 use cni::wire::Call;
 use cni::{AddResult, Error, Request, Verb};
-use ipam::{Learned, NicOfPod};
+use ipam::NicOfPod;
 use kube::Client;
 use model::{IfName, PodRef};
 use plumbing::{Host, Netns};
-use runtime::{Backoff, Shutdown};
 use serde_json::{Map, Value};
-use tokio::sync::Notify;
 
 use crate::caches::{Caches, Pod};
 use crate::cni_server::{Abort, Handler, NoRunner, Runner};
 use crate::endpoints::Endpoints;
 use crate::events::{Events, Reason};
-use crate::journal::{self, Entry, Journal, JournalError, Key, NetnsRef, Role, State, Work};
+use crate::journal::{self, Entry, Journal, JournalError, Key, NetnsRef, Role, Work};
 use crate::leases::Leases;
 use crate::spool::Spool;
 
@@ -61,24 +57,11 @@ pub struct Agent<H> {
     pub client: Client,
     pub caches: Caches,
     pub journal: Arc<Journal>,
-    pub leases: Arc<Leases>,
+    pub leases: Leases,
     pub endpoints: Arc<Endpoints>,
-    pub events: Events,
+    pub events: Arc<Events>,
     pub spool: Spool,
-    /// By pool: addresses that turned out to be taken.
-    learned: Mutex<HashMap<String, Learnt>>,
     coordinating: tokio::sync::Mutex<()>,
-    /// Entries whose addresses are being given back.
-    releasing: Mutex<HashSet<Key>>,
-    /// Something in the journal waits to be given back.
-    pub retry: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Learnt {
-    learned: Learned,
-    /// The map that it was last compared with.
-    map_version: Option<String>,
 }
 
 impl<H> std::fmt::Debug for Agent<H> {
@@ -165,9 +148,9 @@ impl<H: Host + 'static> Agent<H> {
         client: Client,
         caches: Caches,
         journal: Arc<Journal>,
-        leases: Arc<Leases>,
+        leases: Leases,
         endpoints: Arc<Endpoints>,
-        events: Events,
+        events: Arc<Events>,
     ) -> Self {
         Self {
             spool: Spool::new(me.spool.clone()),
@@ -179,10 +162,7 @@ impl<H: Host + 'static> Agent<H> {
             leases,
             endpoints,
             events,
-            learned: Mutex::default(),
             coordinating: tokio::sync::Mutex::default(),
-            releasing: Mutex::default(),
-            retry: Notify::new(),
         }
     }
 
@@ -271,32 +251,6 @@ impl<H: Host + 'static> Agent<H> {
     pub(crate) fn forget(&self, key: &Key) {
         if let Err(error) = self.journal.remove(key) {
             tracing::warn!(container = key.container_id, ifname = key.ifname, %error, "failed to strike an entry from the journal");
-        }
-    }
-
-    /// Gives back what could not be given back at once, until the shutdown.
-    pub async fn retry_releases(&self, shutdown: Shutdown) {
-        // The API server's restart takes seconds; a node that is cut off for long need not ask more often than twice a minute.
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-        loop {
-            let left = self.journal.all().iter().any(|e| e.key.role == Role::Addresses && e.state == State::Deleting)
-                || self.leases.has_doubtful();
-            tokio::select! {
-                () = shutdown.wait() => return,
-                () = self.retry.notified(), if !left => {}
-                () = backoff.wait(), if left => {}
-            }
-            let settled = self.leases.settle_doubtful().await;
-            let mut ok = settled.is_ok();
-            if let Err(error) = settled {
-                tracing::warn!(%error, "failed to settle leases whose creation had no answer, will retry");
-            }
-            for e in self.journal.all().into_iter().filter(|e| e.key.role == Role::Addresses && e.state == State::Deleting) {
-                ok &= self.release_entry(&e).await;
-            }
-            if ok {
-                backoff.reset();
-            }
         }
     }
 

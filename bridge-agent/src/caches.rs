@@ -35,8 +35,6 @@ const READY_WAIT: Duration = Duration::from_secs(10);
 /// How long coordinating waits for settings before it goes on with what is known: it never blocks a pod, also not where the
 /// CRD is not installed.
 const COORDINATOR_WAIT: Duration = Duration::from_secs(1);
-/// How long the first user of a pool waits for its map; without one there are random tries, which always work.
-const MAP_WAIT: Duration = Duration::from_millis(500);
 /// A GET that has no answer by then will hardly have one within the time that the CNI call has left.
 const GET_WAIT: Duration = Duration::from_secs(10);
 
@@ -333,17 +331,9 @@ impl Caches {
         let _ = self.node_network.wait_until_ready().await;
     }
 
-    /// The map of a pool. The first call for a pool starts a watch by name and waits a moment for it.
-    pub async fn pool_map(&self, pool: &str) -> Option<Arc<PoolMap>> {
-        let mut rx = self.map_watch(pool);
-        let first = rx.wait_for(Option::is_some);
-        match tokio::time::timeout(MAP_WAIT, first).await {
-            Ok(Ok(v)) => v.clone().flatten(),
-            _ => None,
-        }
-    }
-
-    fn map_watch(&self, pool: &str) -> watch::Receiver<Option<Option<Arc<PoolMap>>>> {
+    /// The map of a pool as it is and will be: none until the first answer, then none where there is no map. The first call for a
+    /// pool starts a watch by name, which ends when the pool is gone.
+    pub fn pool_map_watch(&self, pool: &str) -> watch::Receiver<Option<Option<Arc<PoolMap>>>> {
         let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(w) = maps.get(pool) {
             return w.rx.clone();

@@ -33,6 +33,8 @@ pub enum Reason {
     NoNetwork,
     /// The NIC could not be made.
     AttachFailed,
+    /// Two sandboxes have one address: etcd went back in time.
+    AddressConflict,
 }
 
 impl Reason {
@@ -42,6 +44,7 @@ impl Reason {
             Reason::InvalidAnnotation => "InvalidAnnotation",
             Reason::NoNetwork => "NoNetwork",
             Reason::AttachFailed => "AttachFailed",
+            Reason::AddressConflict => "AddressConflict",
         }
     }
 }

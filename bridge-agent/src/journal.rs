@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use api::mooring::Identity;
 use model::{Cidr, IfAddr, PodRef};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -123,8 +124,6 @@ pub struct Addresses {
 pub struct Held {
     /// Name of the AddressLease.
     pub lease: String,
-    /// Its `metadata.uid`: a later lease of the same name is somebody else's.
-    pub uid: String,
     pub pool: String,
     pub addr: IfAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -134,10 +133,10 @@ pub struct Held {
     /// No default route by this NIC.
     #[serde(default)]
     pub clean_gateway: bool,
-    /// It belongs to an identity: at the end it is emptied, not deleted.
-    #[serde(default)]
-    pub fixed: bool,
-    /// This ADD created it: if the ADD fails, it goes altogether, fixed or not.
+    /// Whose address it stays: at the end it is emptied, not deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// The identity did not have it before this ADD: if the ADD fails, it goes altogether.
     #[serde(default)]
     pub fresh: bool,
 }

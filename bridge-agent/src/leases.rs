@@ -1,570 +1,460 @@
-//! The API's side of addresses: AddressLeases are created, taken over, emptied and deleted here and nowhere else in the
-//! agent. The API server's create decides who has an address. Does not know which address is tried, or why.
+//! Addresses as the API server sees them: carries out what `ipam::machine` says and brings it the answers, the pools' maps, the
+//! watched leases and the time. Decides nothing. AddressLeases are written here and nowhere else in the agent.
 //!
-//! A name that this agent works with is *claimed* in memory from before the first request until the lease is gone (or while
-//! it is held), so that two ADDs of one node never mistake each other's lease for a leftover of their own.
+//! Tasks: one for each request under way (bounded by the machine: 16, and one for each ADD), one for each pool in use, one for
+//! each lease that an ADD waits for; each may be cancelled at any point, for what is not known is asked for again.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod convert;
+
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::keys;
-use api::mooring::{AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, chunk_label, lease_name, parse_lease_name};
+use api::mooring::{AddressLease, AddressLeaseSpec, Holder, Identity, PoolMap, chunk_label};
 use futures_util::StreamExt;
-use ipam::fixed::{self, Decision};
+use futures_util::future::join_all;
+use ipam::machine::{
+    Ask, AskId, Held, Machine, Map, Output, Owner, PoolOfAsk, Reply, Request, RequestId, TakeError, Taken, Time, What,
+};
+use ipam::{Name, Quarantine};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt};
-use tokio::sync::watch;
+use model::PodRef;
+use runtime::Shutdown;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 
-/// How long a fixed address is waited for while somebody else has it: a rolling update deletes a pod and makes the next one
-/// within this time; longer and the runtime's retry is cheaper than a CNI call that hangs.
-pub const FIXED_WAIT: Duration = Duration::from_secs(5);
+use crate::attach::pools::window;
+use crate::caches::Caches;
+use crate::events::{Events, Reason};
+use crate::journal::{Entry, State, Work};
+use convert::{object_of, value_of};
+
+pub use convert::{identity_label, identity_object, identity_value, label_value, name_of, name_text};
+
 /// One request to the API server. Four of these fit into the minute that a CNI call has.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
-/// Tries of one guarded update: a conflict means that somebody changed the lease in between, which the controller's repair
-/// does once, not five times.
-const UPDATE_TRIES: usize = 5;
+/// How long the first user of a pool waits for its map; without one there are random tries, which always work.
+const MAP_WAIT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    #[error("failed to {act} lease {name}")]
+    #[error("failed to {act} leases of {of}")]
     Api {
         act: &'static str,
-        name: String,
+        of: String,
         #[source]
         source: Box<kube::Error>,
     },
-    #[error("no answer within {secs} s to the request to {act} lease {name}", secs = REQUEST_WAIT.as_secs())]
-    Timeout { act: &'static str, name: String },
-    #[error("lease {name} changed {UPDATE_TRIES} times while it was to be updated")]
-    Contended { name: String },
-    #[error("address {address} is still held by {holder} on node {node}")]
-    Busy { address: IpAddr, holder: String, node: String },
-    #[error("address {address} cannot be given: {why}")]
-    Refused { address: IpAddr, why: String },
+    #[error("no answer within {secs} s to the request to {act} leases of {of}", secs = REQUEST_WAIT.as_secs())]
+    Timeout { act: &'static str, of: String },
 }
 
-impl LeaseError {
-    /// Whether the same request may succeed later with nothing else changed.
-    pub fn is_temporary(&self) -> bool {
-        match self {
-            LeaseError::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(s) => s.code >= 500 || s.code == 429,
-                _ => true,
-            },
-            LeaseError::Timeout { .. } | LeaseError::Contended { .. } | LeaseError::Busy { .. } => true,
-            LeaseError::Refused { .. } => false,
-        }
-    }
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Leases(Arc<Inner>);
 
-    /// Whether the server may have carried the request out although we have no answer.
-    fn is_doubtful(&self) -> bool {
-        match self {
-            LeaseError::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(s) => s.code >= 500,
-                _ => true,
-            },
-            LeaseError::Timeout { .. } => true,
-            _ => false,
-        }
-    }
-}
-
-/// For whom an address of which pool is wanted.
-#[derive(Debug, Clone)]
-pub struct Ask<'a> {
-    pub pool: &'a str,
-    /// L2 domain of the pool.
-    pub domain: &'a str,
-    pub holder: &'a Holder,
-    /// Set for fixed addresses.
-    pub identity: Option<&'a Identity>,
-}
-
-/// A lease that we have: its name stays claimed until `release`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taken {
-    pub name: String,
-    pub uid: String,
-    /// It did not exist before.
-    pub created: bool,
-}
-
-#[derive(Debug)]
-pub struct Leases {
+struct Inner {
     api: Api<AddressLease>,
+    caches: Caches,
+    events: Arc<Events>,
     node: String,
-    agent_id: String,
-    /// Name -> container that it is for; empty for work on a leftover.
-    claimed: Mutex<HashMap<String, String>>,
-    /// Names whose creation may or may not have happened; each is claimed.
-    doubtful: Mutex<Vec<(String, String)>>,
-    /// Counts releases, for those who wait for an address that this node gives up.
-    released: watch::Sender<u64>,
+    began: tokio::time::Instant,
+    state: Mutex<Driven>,
+    /// The machine may want to be woken earlier than before.
+    wake: Notify,
+}
+
+struct Driven {
+    machine: Machine,
+    asks: HashMap<AskId, oneshot::Sender<Result<Taken, TakeError>>>,
+    releases: HashMap<Name, Vec<oneshot::Sender<()>>>,
+    watches: HashMap<Name, JoinHandle<()>>,
+    /// Pools whose maps are followed.
+    followed: HashSet<Arc<str>>,
+}
+
+impl std::fmt::Debug for Leases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leases").field("node", &self.0.node).finish_non_exhaustive()
+    }
 }
 
 impl Leases {
-    /// `held`: names that the journal says this agent has, each with its container.
-    pub fn new(client: Client, node: &str, agent_id: &str, held: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self {
+    /// `journal`: what it says that this node's sandboxes have.
+    pub fn new(client: Client, caches: Caches, events: Arc<Events>, node: &str, agent_id: &str, journal: &[Entry]) -> Self {
+        let me = Owner { node: node.into(), agent_id: agent_id.into() };
+        let machine = Machine::new(me, held(journal), random(), Time::ZERO);
+        let state =
+            Driven { machine, asks: HashMap::new(), releases: HashMap::new(), watches: HashMap::new(), followed: HashSet::new() };
+        Self(Arc::new(Inner {
             api: Api::all(client),
+            caches,
+            events,
             node: node.to_owned(),
-            agent_id: agent_id.to_owned(),
-            claimed: Mutex::new(held.into_iter().collect()),
-            doubtful: Mutex::default(),
-            released: watch::channel(0).0,
-        }
+            began: tokio::time::Instant::now(),
+            state: Mutex::new(state),
+            wake: Notify::new(),
+        }))
     }
 
-    fn claim(&self, name: &str, container: &str) -> bool {
-        match self.claimed.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()) {
-            Entry::Occupied(_) => false,
-            Entry::Vacant(v) => {
-                v.insert(container.to_owned());
-                true
-            }
-        }
-    }
-
-    /// Ends the claim of this container; a later one's stays.
-    fn unclaim(&self, name: &str, container: &str) {
-        {
-            let mut all = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
-            if all.get(name).is_some_and(|c| c == container) {
-                all.remove(name);
-            }
-        }
-        self.released.send_modify(|n| *n += 1);
-    }
-
-    pub fn is_claimed(&self, name: &str) -> bool {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
-    }
-
-    /// Tries to get one address. `None`: somebody has it.
-    pub async fn take(&self, ask: &Ask<'_>, ip: IpAddr) -> Result<Option<Taken>, LeaseError> {
-        let name = lease_name(ask.domain, ip);
-        let container = &ask.holder.container_id;
-        if !self.claim(&name, container) {
-            return Ok(None);
-        }
-        let taken = self.create_or_adopt(ask, ip, &name).await;
-        match &taken {
-            Ok(Some(_)) => {}
-            Ok(None) => self.unclaim(&name, container),
-            // The claim stays, so that nobody adopts what `settle_doubtful` is going to delete.
-            Err(e) if e.is_doubtful() => {
-                self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name, container.clone()))
-            }
-            Err(_) => self.unclaim(&name, container),
-        }
-        taken
-    }
-
-    async fn create_or_adopt(&self, ask: &Ask<'_>, ip: IpAddr, name: &str) -> Result<Option<Taken>, LeaseError> {
-        let lease = self.lease(ask, ip, name);
-        match self.request("create", name, self.api.create(&PostParams::default(), &lease)).await {
-            Ok(made) => return Ok(Some(taken(&made, true))),
-            Err(e) if code(&e) == Some(409) => {}
-            Err(e) => return Err(e),
-        }
-        // Ours and claimed by nobody: a leftover (a crash between create and journal). Taking it is as good as creating it.
-        match self.get(name).await? {
-            Some(there) if there.spec.agent_id == self.agent_id && !another_identity(&there, ask) => {
-                match self.replace(ask, there).await {
-                    Ok(t) => Ok(Some(t)),
-                    Err(e) if matches!(code(&e), Some(409 | 404)) => Ok(None),
-                    Err(e) => Err(e),
-                }
-            }
-            // Also when it is gone again: the next address is as good.
-            _ => Ok(None),
-        }
-    }
-
-    /// Gets one certain address for an identity: creates its lease, or takes it over by one guarded update. Waits `FIXED_WAIT`
-    /// while somebody else has it.
-    pub async fn take_fixed(&self, ask: &Ask<'_>, ip: IpAddr) -> Result<Taken, LeaseError> {
-        let name = lease_name(ask.domain, ip);
-        let deadline = tokio::time::Instant::now() + FIXED_WAIT;
-        let mut released = self.released.subscribe();
-        let mut events = None;
+    /// Keeps the machine's time until the shutdown. Requests are made also before and after.
+    pub async fn run(&self, shutdown: Shutdown) {
         loop {
-            released.borrow_and_update();
-            let who = match self.try_fixed(ask, ip, &name).await? {
-                Fixed::Taken(t) => return Ok(t),
-                Fixed::Again => continue,
-                Fixed::Busy { holder, node } => LeaseError::Busy { address: ip, holder, node },
-            };
-            // Watched by name only while somebody waits. The first event repeats what we know; that costs one GET.
-            let events = events.get_or_insert_with(|| {
-                let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-                Box::pin(watcher(self.api.clone(), config))
+            let next = self.drive(|s, now| {
+                s.machine.tick(now);
+                s.machine.next_wake()
             });
+            // A machine without anything to wait for still has its hourly comparison.
+            let at = self.0.began + next.unwrap_or(Duration::from_secs(3600)).max(self.now() + Duration::from_millis(1));
             tokio::select! {
-                () = tokio::time::sleep_until(deadline) => return Err(who),
-                Some(e) = events.next() => {
-                    if let Err(error) = e {
-                        tracing::warn!(name, %error, "watch of a fixed address failed, will retry");
-                        tokio::time::sleep(Duration::from_millis(200)).await;
-                    }
-                }
-                r = released.changed() => {
-                    // The sender is a field of ours, so that it cannot be gone.
-                    debug_assert!(r.is_ok());
-                }
-            }
-            if tokio::time::Instant::now() >= deadline {
-                return Err(who);
+                () = shutdown.wait() => return,
+                () = tokio::time::sleep_until(at) => {}
+                () = self.0.wake.notified() => {}
             }
         }
     }
 
-    async fn try_fixed(&self, ask: &Ask<'_>, ip: IpAddr, name: &str) -> Result<Fixed, LeaseError> {
-        let container = &ask.holder.container_id;
-        if !self.claim(name, container) {
-            // This node has it: what had it before has not been taken down yet.
-            let holder = self
-                .get(name)
-                .await?
-                .and_then(|l| l.spec.holder)
-                .map_or_else(|| "a pod that is being taken down".to_owned(), |h| named(&h));
-            return Ok(Fixed::Busy { holder, node: self.node.clone() });
-        }
-        let outcome = self.try_claimed(ask, ip, name).await;
-        match &outcome {
-            Ok(Fixed::Taken(_)) => {}
-            Err(e) if e.is_doubtful() => {
-                self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), container.clone()))
-            }
-            // Without waking those who wait for a release: nothing was released.
-            _ => {
-                self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-            }
-        }
-        outcome
+    fn now(&self) -> Time {
+        self.0.began.elapsed()
     }
 
-    async fn try_claimed(&self, ask: &Ask<'_>, ip: IpAddr, name: &str) -> Result<Fixed, LeaseError> {
-        let there = self.get(name).await?;
-        let (holder, identity) = (plain(ask.holder), ask.identity.map(key));
-        let me = fixed::Me { node: &self.node, agent_id: &self.agent_id, holder: &holder, identity: identity.as_ref() };
-        let seen = there.as_ref().map(|l| self.seen(l, ip));
-        let lease = match fixed::decide(seen.as_ref(), &me) {
-            Decision::Create => self
-                .request("create", name, self.api.create(&PostParams::default(), &self.lease(ask, ip, name)))
-                .await
-                .map(|l| taken(&l, true)),
-            Decision::Mine | Decision::Take => self.replace(ask, there.expect("a lease was decided about")).await,
-            Decision::WaitFor { holder, node } => return Ok(Fixed::Busy { holder: holder.to_string(), node: node.to_string() }),
-            Decision::Recall { node } => {
-                return Ok(Fixed::Busy { holder: "nobody (a spare address)".to_owned(), node: node.to_string() });
+    fn lock(&self) -> MutexGuard<'_, Driven> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One call of the machine, and what follows from it, in its order.
+    fn drive<T>(&self, f: impl FnOnce(&mut Driven, Time) -> T) -> T {
+        let mut state = self.lock();
+        let before = state.machine.next_wake();
+        let done = f(&mut state, self.now());
+        while let Some(out) = state.machine.pop() {
+            self.follow_up(&mut state, out);
+        }
+        let after = state.machine.next_wake();
+        drop(state);
+        if after < before || before.is_none() {
+            self.0.wake.notify_one();
+        }
+        done
+    }
+
+    fn follow_up(&self, state: &mut Driven, out: Output) {
+        match out {
+            Output::Request(id, request) => {
+                let me = self.clone();
+                tokio::spawn(async move { me.carry_out(id, request).await });
             }
-            Decision::Refuse(why) => return Err(LeaseError::Refused { address: ip, why }),
+            Output::Taken(id, taken) => {
+                // Whoever asked takes it out of the channel, or gives it back when it hangs up.
+                if let Some(tx) = state.asks.remove(&id) {
+                    let _ = tx.send(Ok(taken));
+                }
+            }
+            Output::Failed(id, error) => {
+                if let Some(tx) = state.asks.remove(&id) {
+                    let _ = tx.send(Err(error));
+                }
+            }
+            Output::Released(name) => {
+                for tx in state.releases.remove(&name).into_iter().flatten() {
+                    let _ = tx.send(());
+                }
+            }
+            Output::Contested { name, holder, lease } => {
+                let theirs = lease.holder.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+                let message = format!(
+                    "address {} is used by {holder} here, and by the api server's word by {theirs} on node {}: delete one of them",
+                    name.ip, lease.node
+                );
+                tracing::error!(lease = name_text(&name), "{message}");
+                let pod = PodRef { namespace: holder.namespace.clone(), name: holder.pod.clone(), uid: holder.uid.clone() };
+                self.0.events.warn(&pod, Reason::AddressConflict, &message);
+            }
+            Output::Watch(name) => {
+                let (me, watched) = (self.clone(), name.clone());
+                let task = tokio::spawn(async move { me.watch(watched).await });
+                if let Some(old) = state.watches.insert(name, task) {
+                    old.abort();
+                }
+            }
+            Output::Unwatch(name) => {
+                if let Some(task) = state.watches.remove(&name) {
+                    task.abort();
+                }
+            }
+            Output::Follow(pool) => self.follow(state, &pool),
+        }
+    }
+
+    /// Tells the machine of every map of a pool.
+    fn follow(&self, state: &mut Driven, pool: &Arc<str>) {
+        if !state.followed.insert(pool.clone()) {
+            return;
+        }
+        let (me, pool) = (self.clone(), pool.clone());
+        tokio::spawn(async move {
+            let mut maps = me.0.caches.pool_map_watch(&pool);
+            loop {
+                if let Some(map) = maps.borrow_and_update().clone() {
+                    me.drive(|s, now| s.machine.map(now, &pool, map.as_deref().map(map_value)));
+                }
+                if maps.changed().await.is_err() {
+                    // The pool is gone, or the agent ends; the next ADD of a pool of this name begins anew.
+                    me.lock().followed.remove(&pool);
+                    return;
+                }
+            }
+        });
+    }
+
+    /// The first event repeats what is known; that costs one GET.
+    async fn watch(&self, name: Name) {
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", name_text(&name)));
+        let mut events = Box::pin(watcher(self.0.api.clone(), config));
+        while let Some(e) = events.next().await {
+            match e {
+                Ok(_) => self.drive(|s, now| s.machine.changed(now, &name)),
+                Err(error) => {
+                    tracing::warn!(lease = name_text(&name), %error, "watch of a fixed address failed, will retry");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// Gets an address. Dropped, it gives back what it got.
+    pub async fn take(&self, holder: Holder, identity: Option<&Identity>, what: What) -> Result<Taken, TakeError> {
+        let pools = match &what {
+            What::Any(pools) => pools.as_slice(),
+            What::Fixed { .. } => &[],
         };
-        match lease {
-            Ok(t) => Ok(Fixed::Taken(t)),
-            Err(e) if matches!(code(&e), Some(409 | 404)) => Ok(Fixed::Again),
-            Err(e) => Err(e),
-        }
+        join_all(pools.iter().map(|p| self.map_known(p))).await;
+        let ask = Ask {
+            holder: Arc::new(convert::holder_value(&holder)),
+            identity: identity.map(|i| Arc::new(identity_value(i))),
+            what,
+        };
+        let (tx, rx) = oneshot::channel();
+        let id = self.drive(|s, now| {
+            let id = s.machine.take(now, ask);
+            s.asks.insert(id, tx);
+            id
+        });
+        let mut asking = Asking { leases: self, id, container: holder.container_id, rx: Some(rx) };
+        let answer = match &mut asking.rx {
+            Some(rx) => rx.await,
+            None => unreachable!("set two lines above"),
+        };
+        asking.rx = None;
+        answer.unwrap_or_else(|_| Err(TakeError::Api { permanent: false, error: "the agent ends".to_owned() }))
     }
 
-    /// A lease of ours that nothing here claims has no holder any more, whatever it says.
-    fn seen(&self, l: &AddressLease, ip: IpAddr) -> ipam::Lease {
-        let leftover = l.spec.agent_id == self.agent_id;
-        ipam::Lease {
-            name: ipam::Name { ip, domain: "".into() },
-            uid: "".into(),
-            version: "".into(),
-            pool: l.spec.pool.as_str().into(),
-            node: l.spec.node.as_str().into(),
-            agent_id: l.spec.agent_id.as_str().into(),
-            holder: l.spec.holder.as_ref().filter(|_| !leftover).map(|h| plain(h).into()),
-            identity: l.spec.identity.as_ref().map(|i| key(i).into()),
-            wanted: None,
-            released: l.spec.released_at.is_some(),
-            quarantine: None,
+    /// Waits a moment for the first map of a pool.
+    async fn map_known(&self, pool: &PoolOfAsk) {
+        let mut maps = self.0.caches.pool_map_watch(&pool.name);
+        if let Ok(Ok(map)) = tokio::time::timeout(MAP_WAIT, maps.wait_for(Option::is_some)).await
+            && let Some(map) = map.as_ref()
+        {
+            self.drive(|s, now| s.machine.map(now, &pool.name, map.as_deref().map(map_value)));
         }
+        self.follow(&mut self.lock(), &pool.name);
     }
 
-    /// Gives an address back. Not there, or somebody else's by now, counts as given back. The claim ends with success.
-    pub async fn release(&self, name: &str, uid: &str, container: &str, fixed: bool) -> Result<(), LeaseError> {
-        if fixed {
-            self.empty(name, uid, Some(container)).await?
-        } else {
-            self.delete(name, uid).await?
-        }
-        self.unclaim(name, container);
-        Ok(())
-    }
-
-    async fn delete(&self, name: &str, uid: &str) -> Result<(), LeaseError> {
-        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match self.request("delete", name, self.api.delete(name, &params)).await {
-            Ok(_) => Ok(()),
-            // 409: another lease by now.
-            Err(e) if matches!(code(&e), Some(404 | 409)) => Ok(()),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// `container`: only while this one is the holder; the same lease may have a later one.
-    async fn empty(&self, name: &str, uid: &str, container: Option<&str>) -> Result<(), LeaseError> {
-        for _ in 0..UPDATE_TRIES {
-            let Some(mut l) = self.get(name).await? else { return Ok(()) };
-            if l.metadata.uid.as_deref() != Some(uid)
-                || l.spec.agent_id != self.agent_id
-                || (container.is_some() && container != l.spec.holder.as_ref().map(|h| h.container_id.as_str()))
-            {
-                return Ok(());
-            }
-            l.spec.node.clear();
-            l.spec.agent_id.clear();
-            l.spec.holder = None;
-            l.spec.wanted = None;
-            l.spec.released_at = Some(Timestamp::now().to_string());
-            l.labels_mut().remove(keys::LEASE_NODE);
-            match self.request("update", name, self.api.replace(name, &PostParams::default(), &l)).await {
-                Ok(_) => return Ok(()),
-                Err(e) if code(&e) == Some(404) => return Ok(()),
-                Err(e) if code(&e) == Some(409) => {}
-                Err(e) => return Err(e),
+    /// Gives an address back; `keep`: for its identity. The future ends when the API server knows, or it rests; it need not be
+    /// waited for.
+    pub fn release(&self, lease: &str, container: &str, keep: bool) -> impl Future<Output = ()> + use<> {
+        let done = name_of(lease).map(|name| {
+            let (tx, rx) = oneshot::channel();
+            self.drive(|s, now| {
+                s.releases.entry(name.clone()).or_default().push(tx);
+                s.machine.release(now, &name, container, keep);
+            });
+            rx
+        });
+        async move {
+            if let Some(rx) = done {
+                // Closed with the agent.
+                let _ = rx.await;
             }
         }
-        Err(LeaseError::Contended { name: name.to_owned() })
     }
 
-    /// Deletes what unanswered creations may have left. The names that could not be settled stay for the next call.
-    pub async fn settle_doubtful(&self) -> Result<(), LeaseError> {
-        loop {
-            let name = self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).last().cloned();
-            let Some((name, container)) = name else { return Ok(()) };
-            if let Some(l) = self.get(&name).await? {
-                self.give_back(&l).await?;
+    /// An address that somebody else was seen to use: nobody gets it for a while.
+    pub fn quarantine(&self, lease: &str, container: &str, mac: Option<String>) {
+        let Some(name) = name_of(lease) else { return };
+        let why = Quarantine { mac, reason: "DuplicateAddress".to_owned(), node: self.0.node.as_str().into() };
+        self.drive(|s, now| s.machine.quarantine(now, &name, container, why));
+    }
+
+    async fn carry_out(&self, id: RequestId, request: Request) {
+        let failed = |doubtful, permanent, error: String| {
+            tracing::warn!(error, "a request about leases failed, will look again");
+            Reply::Failed { doubtful, permanent, error }
+        };
+        let reply = match tokio::time::timeout(REQUEST_WAIT, self.request(request)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(kube::Error::Api(s))) if s.code == 409 => Reply::Conflict,
+            // Without a name it is the kind that is not there.
+            Ok(Err(kube::Error::Api(s))) if s.code == 404 && s.details.as_ref().is_none_or(|d| !d.name.is_empty()) => {
+                Reply::Absent
             }
-            self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).retain(|(n, _)| *n != name);
-            self.unclaim(&name, &container);
-        }
-    }
-
-    pub fn has_doubtful(&self) -> bool {
-        !self.doubtful.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    /// Leases of this agent that neither the journal nor a running ADD knows: given back. One label list.
-    pub async fn release_unknown(&self) -> Result<usize, LeaseError> {
-        let params = ListParams::default().labels(&format!("{}={}", keys::LEASE_NODE, label_value(&self.node))).match_any();
-        let all = self.request("list", "*", self.api.list(&params)).await?;
-        let mut released = 0;
-        for l in all.items.into_iter().filter(|l| l.spec.agent_id == self.agent_id) {
-            let name = l.name_any();
-            // Claimed while it is deleted: an ADD that picks it meanwhile takes another one.
-            if !self.claim(&name, "") {
-                continue;
+            Ok(Err(e)) => {
+                let code = match &e {
+                    kube::Error::Api(s) => Some(s.code),
+                    _ => None,
+                };
+                let permanent = code.is_some_and(|c| (400..500).contains(&c) && c != 410 && c != 429);
+                failed(code.is_none_or(|c| c >= 500), permanent, crate::cni_server::with_causes(&e))
             }
-            let done = self.give_back(&l).await;
-            self.unclaim(&name, "");
-            done?;
-            released += 1;
-        }
-        Ok(released)
+            Err(_) => failed(true, false, format!("no answer from the api server within {} s", REQUEST_WAIT.as_secs())),
+        };
+        self.drive(|s, now| s.machine.reply(now, id, reply));
     }
 
-    async fn give_back(&self, l: &AddressLease) -> Result<(), LeaseError> {
-        let (name, uid) = (l.name_any(), l.uid().unwrap_or_default());
-        if l.spec.agent_id != self.agent_id {
-            return Ok(());
-        }
-        if l.spec.identity.is_some() { self.empty(&name, &uid, None).await } else { self.delete(&name, &uid).await }
+    async fn request(&self, request: Request) -> Result<Reply, kube::Error> {
+        let api = &self.0.api;
+        let there = |l: &AddressLease| value_of(l).map_or(Reply::Absent, Reply::Done);
+        Ok(match request {
+            Request::Get(name) => api.get_opt(&name_text(&name)).await?.as_ref().map_or(Reply::Absent, there),
+            Request::Create(l) => there(&api.create(&PostParams::default(), &object_of(&l, Timestamp::now())).await?),
+            Request::Update(l) => {
+                let object = object_of(&l, Timestamp::now());
+                there(&api.replace(&object.name_any(), &PostParams::default(), &object).await?)
+            }
+            Request::Delete(l) => {
+                let text = |s: &str| Some(s.to_owned());
+                let preconditions = Some(Preconditions { uid: text(&l.uid), resource_version: text(&l.version) });
+                api.delete(&name_text(&l.name), &DeleteParams { preconditions, ..DeleteParams::default() }).await?;
+                Reply::Deleted
+            }
+            Request::ListNode => {
+                let all = api.list(&by_label(keys::LEASE_NODE, &label_value(&self.0.node))).await?;
+                // Two long names may share a label's value.
+                Reply::Leases(all.items.iter().filter_map(value_of).filter(|l| *l.node == *self.0.node).collect())
+            }
+            Request::ListChunk { domain, base } => {
+                let all = api.list(&by_label(keys::LEASE_CHUNK, &chunk_label(base))).await?;
+                Reply::Addresses(convert::addresses(&domain, &all.items).collect())
+            }
+        })
     }
 
     /// Addresses that an identity has, of all its interfaces. One label list, for when its SpiderEndpoint is gone.
     pub async fn of_identity(&self, identity: &Identity) -> Result<Vec<AddressLeaseSpec>, LeaseError> {
-        let params = ListParams::default().labels(&format!("{}={}", keys::LEASE_IDENTITY, identity_label(identity))).match_any();
-        let all = self.request("list", "*", self.api.list(&params)).await?;
         let same = |i: &Identity| i.kind == identity.kind && i.namespace == identity.namespace && i.name == identity.name;
-        Ok(all.items.into_iter().map(|l| l.spec).filter(|s| s.identity.as_ref().is_some_and(same)).collect())
+        let all = self.list_identity(identity).await?;
+        Ok(all.into_iter().map(|l| l.spec).filter(|s| s.identity.as_ref().is_some_and(same)).collect())
     }
 
     /// Gives up what is kept for the identity besides these addresses: it asks for another pool now. What somebody holds stays.
     pub async fn drop_others(&self, identity: &Identity, keep: &[IpAddr]) -> Result<(), LeaseError> {
-        let params = ListParams::default().labels(&format!("{}={}", keys::LEASE_IDENTITY, identity_label(identity))).match_any();
-        let all = self.request("list", "*", self.api.list(&params)).await?;
         let kept = |l: &AddressLease| {
             l.spec.identity.as_ref() == Some(identity) && l.spec.agent_id.is_empty() && l.spec.holder.is_none()
         };
-        for l in all.items.into_iter().filter(kept) {
+        for l in self.list_identity(identity).await?.into_iter().filter(kept) {
             if l.spec.address.parse::<IpAddr>().is_ok_and(|ip| keep.contains(&ip)) {
                 continue;
             }
             // As it is in the list, or not at all: it may have been taken since.
             let preconditions = Some(Preconditions { uid: l.uid(), resource_version: l.resource_version() });
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
-            let name = l.name_any();
-            match self.request("delete", &name, self.api.delete(&name, &params)).await {
-                Ok(_) => {}
-                Err(e) if matches!(code(&e), Some(404 | 409)) => {}
-                Err(e) => return Err(e),
+            match within("delete", identity, self.0.api.delete(&l.name_any(), &params)).await {
+                Err(LeaseError::Api { source, .. }) if matches!(&*source, kube::Error::Api(s) if matches!(s.code, 404 | 409)) => {
+                }
+                other => {
+                    other?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Addresses of one chunk (a /24 or /120) that have a lease. One label list, from the API server's cache.
-    pub async fn of_chunk(&self, domain: &str, base: IpAddr) -> Result<BTreeSet<IpAddr>, LeaseError> {
-        let params = ListParams::default().labels(&format!("{}={}", keys::LEASE_CHUNK, chunk_label(base))).match_any();
-        let all = self.request("list", "*", self.api.list(&params)).await?;
-        let names = all.items.iter().map(|l| l.name_any());
-        Ok(names.filter_map(|n| parse_lease_name(&n).ok().filter(|(d, _)| *d == domain).map(|(_, ip)| ip)).collect())
-    }
-
-    async fn get(&self, name: &str) -> Result<Option<AddressLease>, LeaseError> {
-        self.request("read", name, self.api.get_opt(name)).await
-    }
-
-    /// Puts our holder into a lease, guarded by its resourceVersion.
-    async fn replace(&self, ask: &Ask<'_>, mut there: AddressLease) -> Result<Taken, LeaseError> {
-        let name = there.name_any();
-        there.spec.node = self.node.clone();
-        there.spec.agent_id = self.agent_id.clone();
-        there.spec.holder = Some(ask.holder.clone());
-        there.spec.identity = ask.identity.cloned();
-        there.spec.pool = ask.pool.to_owned();
-        there.spec.wanted = None;
-        there.spec.released_at = None;
-        let labels = there.labels_mut();
-        labels.insert(keys::LEASE_NODE.to_owned(), label_value(&self.node));
-        labels.insert(keys::LEASE_POOL.to_owned(), label_value(ask.pool));
-        match ask.identity {
-            Some(i) => labels.insert(keys::LEASE_IDENTITY.to_owned(), identity_label(i)),
-            None => labels.remove(keys::LEASE_IDENTITY),
-        };
-        let done = self.request("update", &name, self.api.replace(&name, &PostParams::default(), &there)).await?;
-        Ok(taken(&done, false))
-    }
-
-    fn lease(&self, ask: &Ask<'_>, ip: IpAddr, name: &str) -> AddressLease {
-        let spec = AddressLeaseSpec {
-            pool: ask.pool.to_owned(),
-            address: ip.to_string(),
-            node: self.node.clone(),
-            agent_id: self.agent_id.clone(),
-            holder: Some(ask.holder.clone()),
-            identity: ask.identity.cloned(),
-            wanted: None,
-            released_at: None,
-            quarantine: None,
-        };
-        let mut lease = AddressLease::new(name, spec);
-        let mut labels = BTreeMap::from([
-            (keys::LEASE_POOL.to_owned(), label_value(ask.pool)),
-            (keys::LEASE_NODE.to_owned(), label_value(&self.node)),
-            (keys::LEASE_CHUNK.to_owned(), chunk_label(ip)),
-        ]);
-        if let Some(i) = ask.identity {
-            labels.insert(keys::LEASE_IDENTITY.to_owned(), identity_label(i));
-        }
-        lease.metadata.labels = Some(labels);
-        lease
-    }
-
-    async fn request<T>(
-        &self,
-        act: &'static str,
-        name: &str,
-        f: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, LeaseError> {
-        match tokio::time::timeout(REQUEST_WAIT, f).await {
-            Ok(Ok(v)) => Ok(v),
-            Ok(Err(e)) => Err(LeaseError::Api { act, name: name.to_owned(), source: Box::new(e) }),
-            Err(_) => Err(LeaseError::Timeout { act, name: name.to_owned() }),
-        }
+    async fn list_identity(&self, identity: &Identity) -> Result<Vec<AddressLease>, LeaseError> {
+        let params = by_label(keys::LEASE_IDENTITY, &identity_label(identity));
+        Ok(within("list", identity, self.0.api.list(&params)).await?.items)
     }
 }
 
-enum Fixed {
-    Taken(Taken),
-    Busy {
-        holder: String,
-        node: String,
-    },
-    /// It changed under our hands.
-    Again,
+/// An ask that has not been answered yet.
+struct Asking<'a> {
+    leases: &'a Leases,
+    id: AskId,
+    container: String,
+    rx: Option<oneshot::Receiver<Result<Taken, TakeError>>>,
 }
 
-fn taken(l: &AddressLease, created: bool) -> Taken {
-    Taken { name: l.name_any(), uid: l.uid().unwrap_or_default(), created }
-}
-
-fn another_identity(l: &AddressLease, ask: &Ask<'_>) -> bool {
-    l.spec.identity.is_some() && l.spec.identity.as_ref() != ask.identity
-}
-
-fn code(e: &LeaseError) -> Option<u16> {
-    match e {
-        LeaseError::Api { source, .. } => match source.as_ref() {
-            kube::Error::Api(s) => Some(s.code),
-            _ => None,
-        },
-        _ => None,
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let Some(mut rx) = self.rx.take() else { return };
+        self.leases.drive(|s, now| {
+            s.asks.remove(&self.id);
+            match rx.try_recv() {
+                Ok(Ok(taken)) => s.machine.release(now, &taken.name, &self.container, !taken.fresh),
+                Ok(Err(_)) => {}
+                Err(_) => s.machine.cancel(now, self.id),
+            }
+        });
     }
 }
 
-fn named(h: &Holder) -> String {
-    format!(
-        "pod {}/{} ({}, container {})",
-        h.pod_namespace,
-        h.pod_name,
-        h.interface,
-        h.container_id.get(..13).unwrap_or(&h.container_id)
-    )
-}
-
-fn plain(h: &Holder) -> ipam::Holder {
-    ipam::Holder {
-        namespace: h.pod_namespace.clone(),
-        pod: h.pod_name.clone(),
-        uid: h.pod_uid.clone(),
-        nic: h.interface.clone(),
-        container: h.container_id.clone(),
+async fn within<T>(
+    act: &'static str,
+    identity: &Identity,
+    f: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, LeaseError> {
+    let of = || format!("{}/{}", identity.namespace, identity.name);
+    match tokio::time::timeout(REQUEST_WAIT, f).await {
+        Ok(Ok(v)) => Ok(v),
+        Ok(Err(e)) => Err(LeaseError::Api { act, of: of(), source: Box::new(e) }),
+        Err(_) => Err(LeaseError::Timeout { act, of: of() }),
     }
 }
 
-fn key(i: &Identity) -> ipam::Identity {
-    let kind = match i.kind {
-        IdentityKind::StatefulSet => ipam::IdentityKind::StatefulSet,
-        IdentityKind::VirtualMachine => ipam::IdentityKind::VirtualMachine,
-        IdentityKind::Pod => ipam::IdentityKind::Pod,
-    };
-    ipam::Identity { kind, namespace: i.namespace.clone(), name: i.name.clone(), nic: i.interface.clone() }
+/// From the API server's cache.
+fn by_label(key: &str, value: &str) -> ListParams {
+    ListParams::default().labels(&format!("{key}={value}")).match_any()
 }
 
-/// A name as a label's value: itself, or where it is longer than the 63 bytes that a value may have, its beginning and a
-/// digest.
-pub fn label_value(name: &str) -> String {
-    if name.len() <= 63 {
-        return name.to_owned();
+fn map_value(m: &PoolMap) -> Map {
+    Map {
+        version: m.resource_version().unwrap_or_default().into(),
+        window: window(m),
+        spares_per_node: u8::try_from(m.spec.spares_per_node).unwrap_or_default(),
+        recall: m.spec.recall.iter().filter_map(|ip| ip.parse().ok()).collect(),
     }
-    // Names are ASCII (RFC 1123); `get` covers the case that one is not.
-    format!("{}-{:016x}", name.get(..46).unwrap_or_default(), fnv1a([name]))
 }
 
-/// One value for all interfaces of a pod or VM, so that one list finds them.
-pub fn identity_label(i: &Identity) -> String {
-    format!("{:016x}", fnv1a([&format!("{:?}", i.kind), i.namespace.as_str(), i.name.as_str()]))
-}
-
-fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a str>) -> u64 {
-    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
-    for p in parts {
-        for b in p.bytes().chain([0]) {
-            h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
+/// Of two entries with one lease the one that is not being deleted counts: it is the later one.
+fn held(journal: &[Entry]) -> Vec<Held> {
+    let mut entries: Vec<&Entry> = journal.iter().collect();
+    entries.sort_by_key(|e| e.state != State::Deleting);
+    let mut out = Vec::new();
+    for e in entries {
+        let Work::Addresses(a) = &e.work else { continue };
+        let pod = e.pod.as_ref();
+        for h in &a.held {
+            let Some(name) = name_of(&h.lease) else { continue };
+            let holder = ipam::Holder {
+                namespace: pod.map(|p| p.namespace.clone()).unwrap_or_default(),
+                pod: pod.map(|p| p.name.clone()).unwrap_or_default(),
+                uid: pod.map(|p| p.uid.clone()).unwrap_or_default(),
+                nic: e.key.ifname.clone(),
+                container: e.key.container_id.clone(),
+            };
+            let identity = h.identity.as_ref().map(|i| Arc::new(identity_value(i)));
+            out.push(Held { name, pool: h.pool.as_str().into(), holder: Arc::new(holder), identity });
         }
     }
-    h
+    out
+}
+
+/// 64 bits: each `RandomState` has keys of its own, which is random enough to keep nodes apart; the API decides anyway.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }

@@ -16,7 +16,7 @@ use crate::caches::Caches;
 use crate::cni_server::Server;
 use crate::endpoints::Endpoints;
 use crate::events::Events;
-use crate::journal::{Journal, Work};
+use crate::journal::Journal;
 use crate::leases::Leases;
 use crate::node::NodeLoop;
 
@@ -72,14 +72,10 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
     let (journal, replay) = Journal::open(&config.run_dir.join(JOURNAL))?;
     tracing::info!(node = config.node, agent_id, records = replay.records, dropped = replay.dropped, "starting");
     let journal = Arc::new(journal);
-    let held = journal.all().into_iter().flat_map(|e| match e.work {
-        Work::Addresses(a) => a.held.into_iter().map(|h| (h.lease, e.key.container_id.clone())).collect(),
-        _ => Vec::new(),
-    });
-    let leases = Arc::new(Leases::new(client.clone(), &config.node, &agent_id, held));
     let caches = Caches::start(&client, &config.node, &shutdown);
     let endpoints = Arc::new(Endpoints::new(client.clone()));
-    let events = Events::start(client.clone(), &config.node, shutdown.clone());
+    let events = Arc::new(Events::start(client.clone(), &config.node, shutdown.clone()));
+    let leases = Leases::new(client.clone(), caches.clone(), events.clone(), &config.node, &agent_id, &journal.all());
     let me = Me {
         node: config.node.clone(),
         agent_id: agent_id.clone(),
@@ -112,9 +108,8 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
         server.run(agent.clone(), shutdown.clone()),
         node.run(shutdown.clone()),
         endpoints.run(shutdown.clone()),
-        agent.retry_releases(shutdown.clone()),
+        agent.leases.run(shutdown.clone()),
         agent.drain_behind(shutdown.clone()),
-        agent.sweep_leases(shutdown.clone()),
     );
     // The next agent makes its own; a caller that finds none is told so at once.
     let _ = std::fs::remove_file(&config.cni_socket);

@@ -1,16 +1,14 @@
-//! The comparison at start: what the journal says, what on the host carries our mark, which network namespaces live, and
-//! which leases this agent has. What does not fit is taken away; what a plugin made alone is left alone. Runs before the
-//! socket is served, so that no call comes in between; only the leases, which need the API server, are compared behind.
+//! The comparison at start: what the journal says, what on the host carries our mark, and which network namespaces live. What
+//! does not fit is taken away; what a plugin made alone is left alone. Runs before the socket is served, so that no call
+//! comes in between. Leases need the API server: `ipam::machine` compares them, behind.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use cni::Error;
 use model::{AttachmentId, IfName, Owner, RunBy};
 use planner::step::{Port, PortSet};
 use planner::{Ns, Plan, Step};
 use plumbing::{Host, Marked, What};
-use runtime::{Backoff, Shutdown};
 
 use crate::attach::{Agent, living_netns};
 use crate::cni_server::NoRunner;
@@ -73,25 +71,6 @@ impl<H: Host + 'static> Agent<H> {
         }
         self.host.apply(None, &removal(&strays)).await.map_err(|e| crate::attach::nic::apply_error(&e))?;
         Ok(strays.len())
-    }
-
-    /// Leases of this agent that nothing stands for: once, as soon as the API server answers.
-    pub async fn sweep_leases(&self, shutdown: Shutdown) {
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        loop {
-            match self.leases.release_unknown().await {
-                Ok(0) => return,
-                Ok(n) => {
-                    tracing::info!(n, "gave back leases that the journal does not know");
-                    return;
-                }
-                Err(error) => tracing::warn!(%error, "failed to compare leases with the journal, will retry"),
-            }
-            tokio::select! {
-                () = shutdown.wait() => return,
-                () = backoff.wait() => {}
-            }
-        }
     }
 }
 

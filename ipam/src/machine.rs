@@ -261,7 +261,7 @@ impl Machine {
 
     /// A pool's map as it is now; none: there is no map. Needs no more than one call for each version.
     pub fn map(&mut self, now: Time, pool: &str, map: Option<Map>) {
-        let Some(p) = self.pools.get_mut(pool) else { return };
+        let p = self.pools.entry(pool.into()).or_default();
         if p.known && p.map.as_ref().map(|m| &m.version) == map.as_ref().map(|m| &m.version) {
             return;
         }

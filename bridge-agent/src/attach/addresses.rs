@@ -1,8 +1,7 @@
 //! Addresses of a NIC out of pools: taken (`take`), noted, told, and given back. All families of a NIC are taken together
 //! or not at all, and with `ippools` those of all NICs. Does not know how an address is chosen.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use api::mooring::Holder;
 use cni::{AddResult, Error, Request};
@@ -16,6 +15,10 @@ use super::{Agent, Turn, hung_up, ifname, journal_error};
 use crate::caches::Pod;
 use crate::endpoints::endpoint_of;
 use crate::journal::{Addresses, Entry, Held, Key, Role, State, Work};
+
+/// How long a DEL waits for its leases to be given back: long enough for the next pod's ADD to find them free, short enough for
+/// an API server that does not answer.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
 impl<H: Host + 'static> Agent<H> {
     /// `spiderpool` as the IPAM of another project's main plugin.
@@ -112,9 +115,6 @@ impl<H: Host + 'static> Agent<H> {
             for (nic, held) in &taken {
                 self.give_back(turn, nic, held).await;
             }
-            if self.leases.has_doubtful() {
-                self.retry.notify_one();
-            }
             return Err(error);
         }
         let mine = taken.iter().find(|(nic, _)| nic == current).map(|(_, held)| held.as_slice());
@@ -176,42 +176,28 @@ impl<H: Host + 'static> Agent<H> {
         Ok(())
     }
 
-    /// Whether all leases of the entry are given back; then the entry is gone. Otherwise it stays for `retry_releases`. Only one
-    /// at a time for an entry: who came second might empty a lease that the first one's successor has taken meanwhile.
+    /// Gives the leases of an entry back; then the entry goes. Whether that was done within `RELEASE_WAIT`; it goes on behind.
     pub(crate) async fn release_entry(&self, entry: &Entry) -> bool {
-        let Some(_only) = Releasing::begin(&self.releasing, &entry.key) else { return false };
-        let Some(Entry { work: Work::Addresses(a), .. }) = self.journal.get(&entry.key) else { return true };
-        // Together: an API server that does not answer costs a DEL one wait, not one for each address.
-        let done = join_all(a.held.iter().map(|h| self.leases.release(&h.lease, &h.uid, &entry.key.container_id, h.fixed))).await;
-        let mut left = Vec::new();
-        for (h, done) in a.held.iter().zip(done) {
-            if let Err(error) = done {
-                tracing::warn!(
-                    lease = h.lease,
-                    error = crate::cni_server::with_causes(&error),
-                    "failed to give an address back, will retry"
-                );
-                left.push(h.clone());
+        let Work::Addresses(a) = &entry.work else { return true };
+        let container = &entry.key.container_id;
+        let released = join_all(a.held.iter().map(|h| self.leases.release(&h.lease, container, h.identity.is_some())));
+        let (journal, entry) = (self.journal.clone(), entry.clone());
+        let done = tokio::spawn(async move {
+            released.await;
+            // Not one that was added meanwhile.
+            if journal.get(&entry.key).is_some_and(|e| e.state == State::Deleting)
+                && let Err(error) = journal.remove(&entry.key)
+            {
+                tracing::warn!(%error, "failed to strike released addresses from the journal, the next start will");
             }
-        }
-        if left.is_empty() {
-            self.forget(&entry.key);
-            return true;
-        }
-        if left.len() < a.held.len() {
-            let rest = Entry { work: Work::Addresses(Addresses { held: left, ..a }), ..entry.clone() };
-            if let Err(error) = self.journal.put(rest) {
-                tracing::warn!(%error, "failed to note which addresses are left");
-            }
-        }
-        self.retry.notify_one();
-        false
+        });
+        tokio::time::timeout(RELEASE_WAIT, done).await.is_ok()
     }
 
     /// Writes the pod's SpiderEndpoint: at once for a fixed identity, whose index it is, else behind.
     pub(crate) async fn publish(&self, pod: &Pod, container: &str) {
         let entries = self.journal.of_container(container);
-        let fixed = entries.iter().any(|e| matches!(&e.work, Work::Addresses(a) if a.held.iter().any(|h| h.fixed)));
+        let fixed = entries.iter().any(|e| matches!(&e.work, Work::Addresses(a) if a.held.iter().any(|h| h.identity.is_some())));
         if !entries.iter().any(|e| matches!(e.work, Work::Addresses(_))) {
             return;
         }
@@ -226,26 +212,8 @@ impl<H: Host + 'static> Agent<H> {
     }
 }
 
-/// The right to release one entry.
-struct Releasing<'a> {
-    all: &'a Mutex<HashSet<Key>>,
-    key: Key,
-}
-
-impl<'a> Releasing<'a> {
-    fn begin(all: &'a Mutex<HashSet<Key>>, key: &Key) -> Option<Self> {
-        all.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()).then(|| Self { all, key: key.clone() })
-    }
-}
-
-impl Drop for Releasing<'_> {
-    fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-    }
-}
-
 fn undone(h: &Held) -> Held {
-    Held { fixed: h.fixed && !h.fresh, ..h.clone() }
+    Held { identity: h.identity.clone().filter(|_| !h.fresh), ..h.clone() }
 }
 
 /// As an IPAM plugin answers: IPv4 first.

@@ -1,38 +1,26 @@
 //! How a NIC gets its addresses: from the pod's annotations to leases. What is chosen is `ipam`'s decision, who has it is the
 //! API server's (`leases`). Notes nothing: what was taken is the caller's to write down or to give back.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
-use std::sync::PoisonError;
-use std::time::Duration;
+use std::sync::Arc;
 
 use api::annotations::{self, WantedIp};
 use api::convert::{self, Checked};
 use api::mooring::{Holder, Identity, IdentityKind};
 use cni::{Error, Request};
 use ipam::fixed::{self, Controller};
-use ipam::{Family, FamilyNames, Learned, NicPools, Picker, Pool, Window};
+use ipam::machine::{PoolOfAsk, TakeError, Taken, What};
+use ipam::{Family, FamilyNames, NicPools, Pool, Ranges};
 use kube::ResourceExt;
 use model::IfAddr;
 use plumbing::Host;
 use serde_json::Value;
 
-use super::pools::window;
 use super::{Agent, Turn, hung_up, ifname};
 use crate::caches::Pod;
 use crate::endpoints::top_owner;
 use crate::journal::{Held, Role};
-use crate::leases::{Ask, LeaseError, Taken};
-
-/// Creations that may end in a conflict before another pool is tried. A map is at most a second old, and a random bit of it
-/// is taken by somebody else as often as that second's pods fill the window: 32 in a row is a map that says nothing.
-const TRIES: usize = 32;
-/// How long an ADD that finds every pool full waits for an address that comes back: a rolling update frees and takes at
-/// the same time, and a map is written at most once a second.
-const FULL_WAIT: Duration = Duration::from_secs(3);
-/// How often full pools are looked at again meanwhile: the map's own rhythm.
-const FULL_TICK: Duration = Duration::from_millis(500);
+use crate::leases::{identity_object, name_text};
 
 /// The pod's words about its addresses, read once.
 pub(super) struct Words<'a> {
@@ -83,8 +71,8 @@ impl<H: Host + 'static> Agent<H> {
         let (namespace, name) = (words.holder.pod_namespace.as_str(), words.holder.pod_name.as_str());
         let owner = top_owner(pod);
         let controller = owner.as_ref().map(|o| Controller { kind: &o.kind, name: &o.name });
-        let identity = ipam::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty())
-            .map(|_| identity_of(namespace, name, controller, &nic.nic));
+        let identity = ipam::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty());
+        let identity = identity.as_ref().map(identity_object);
         let holder = Holder { interface: nic.nic.clone(), ..words.holder.clone() };
         let before = match &identity {
             Some(i) if wanted.is_empty() => self.addresses_before(i, &nic.nic).await?,
@@ -103,39 +91,39 @@ impl<H: Host + 'static> Agent<H> {
                 return Err(hung_up());
             }
             let explicit = wanted.iter().find(|w| Family::of(w.ip) == family);
-            let (pool, ip, lease) = match (explicit, &identity) {
+            let old = before.iter().copied().find(|ip| Family::of(*ip) == family);
+            // Of a pool that is no longer asked for, or no longer has it: it gets another one.
+            let still = old.and_then(|ip| Some((fixed::check_request(&words.checked.pools, pools, ip, None).ok()?, ip)));
+            let what = match (explicit, still) {
                 (Some(w), _) => {
                     let pool = fixed::check_request(&words.checked.pools, pools, w.ip, w.prefix_len)
                         .map_err(|e| Error::config(e.to_string()))?;
-                    let ask = Ask { pool: &pool.name, domain: &pool.domain, holder: &holder, identity: identity.as_ref() };
-                    (pool, w.ip, self.fixed(turn, &ask, w.ip).await?)
+                    What::Fixed { pool: of_ask(words, pool), ip: w.ip }
                 }
-                (None, Some(id)) => {
-                    let old = before.iter().copied().find(|ip| Family::of(*ip) == family);
-                    // Of a pool that is no longer asked for, or no longer has it: it gets another one.
-                    let still =
-                        old.and_then(|ip| fixed::check_request(&words.checked.pools, pools, ip, None).ok().map(|p| (p, ip)));
-                    match still {
-                        Some((pool, ip)) => {
-                            let ask = Ask { pool: &pool.name, domain: &pool.domain, holder: &holder, identity: Some(id) };
-                            (pool, ip, self.fixed(turn, &ask, ip).await?)
-                        }
-                        None => self.take_any(turn, words, nic, family, pools, &holder, Some(id)).await?,
-                    }
-                }
-                (None, None) => self.take_any(turn, words, nic, family, pools, &holder, None).await?,
+                (None, Some((pool, ip))) => What::Fixed { pool: of_ask(words, pool), ip },
+                (None, None) => any(words, pools),
+            };
+            let mut got = self.take_one(turn, &holder, identity.as_ref(), what).await?;
+            if let (Err(TakeError::Refused { ip, why }), None) = (&got, explicit) {
+                // etcd went back in time: what the index remembers is another's by now.
+                tracing::warn!(%ip, why, pod = %name, "the address of an identity is lost, it gets another one");
+                got = self.take_one(turn, &holder, identity.as_ref(), any(words, pools)).await?;
+            }
+            let taken = got.map_err(|e| take_error(words, nic, family, pools, &e))?;
+            let ip = taken.name.ip;
+            let Some(pool) = words.checked.pools.get(&taken.pool) else {
+                return Err(Error::new(Error::INTERNAL, format!("pool {} went while it gave {ip}", taken.pool)));
             };
             let addr = IfAddr::new(ip, pool.subnet.prefix_len()).map_err(|e| Error::new(Error::INTERNAL, e.to_string()))?;
             held.push(Held {
-                lease: lease.name,
-                uid: lease.uid,
+                lease: name_text(&taken.name),
                 pool: pool.name.clone(),
                 addr,
                 gateway: pool.gateway,
                 routes: pool.routes.clone(),
                 clean_gateway: nic.clean_gateway,
-                fixed: identity.is_some(),
-                fresh: lease.created,
+                identity: identity.clone(),
+                fresh: taken.fresh,
             });
         }
         if let Some(id) = identity.as_ref().filter(|_| before.iter().any(|ip| !held.iter().any(|h| h.addr.ip() == *ip))) {
@@ -152,128 +140,18 @@ impl<H: Host + 'static> Agent<H> {
         Ok(())
     }
 
-    async fn fixed(&self, turn: &Turn<'_>, ask: &Ask<'_>, ip: IpAddr) -> Result<Taken, Error> {
-        let taken = self.leases.take_fixed(ask, ip).await.map_err(|e| lease_error(&e))?;
-        if turn.abort.is_set() {
-            // The caller's list does not have it yet.
-            if let Err(error) = self
-                .leases
-                .release(&taken.name, &taken.uid, &ask.holder.container_id, ask.identity.is_some() && !taken.created)
-                .await
-            {
-                tracing::warn!(lease = taken.name, %error, "failed to give an address back; the next start will");
-            }
-            return Err(hung_up());
-        }
-        Ok(taken)
-    }
-
-    /// Any free address of the pools, in their order.
-    #[expect(clippy::too_many_arguments, reason = "two callers, and no two of them travel together anywhere else")]
-    async fn take_any<'w>(
+    /// The outer error: the runtime hung up.
+    async fn take_one(
         &self,
         turn: &Turn<'_>,
-        words: &'w Words<'_>,
-        nic: &NicPools,
-        family: Family,
-        pools: &[String],
         holder: &Holder,
         identity: Option<&Identity>,
-    ) -> Result<(&'w Pool, IpAddr, Taken), Error> {
-        let deadline = tokio::time::Instant::now() + FULL_WAIT;
-        loop {
-            for name in pools {
-                let Some(pool) = words.checked.pools.get(name) else { continue };
-                let ask = Ask { pool: &pool.name, domain: &pool.domain, holder, identity };
-                if let Some((ip, lease)) = self.take_from(turn, words, pool, &ask).await? {
-                    return Ok((pool, ip, lease));
-                }
-            }
-            if turn.abort.is_set() {
-                return Err(hung_up());
-            }
-            if tokio::time::Instant::now() + FULL_TICK > deadline {
-                let sizes = pools.iter().map(|p| {
-                    let total = words.checked.pools.allocatable(p).map_or(0, ipam::Ranges::len);
-                    format!("{p} ({total} addresses)")
-                });
-                let text = sizes.collect::<Vec<_>>().join(", ");
-                return Err(Error::new(
-                    Error::TRY_AGAIN,
-                    format!("no free {family} address for {}: every address is taken in pool {text}", nic.nic),
-                ));
-            }
-            tokio::select! {
-                () = tokio::time::sleep(FULL_TICK) => {}
-                () = turn.abort.wait() => return Err(hung_up()),
-            }
+        what: What,
+    ) -> Result<Result<Taken, TakeError>, Error> {
+        tokio::select! {
+            got = self.leases.take(holder.clone(), identity, what) => Ok(got),
+            () = turn.abort.wait() => Err(hung_up()),
         }
-    }
-
-    async fn take_from(
-        &self,
-        turn: &Turn<'_>,
-        words: &Words<'_>,
-        pool: &Pool,
-        ask: &Ask<'_>,
-    ) -> Result<Option<(IpAddr, Taken)>, Error> {
-        let Some(allocatable) = words.checked.pools.allocatable(&pool.name) else { return Ok(None) };
-        let map = self.caches.pool_map(&pool.name).await;
-        let free = map.as_deref().map(window);
-        let version = map.as_ref().and_then(|m| m.resource_version());
-        let learned = self.learned(&pool.name, free.as_ref(), version);
-        let found = self.try_window(turn, ask, free.as_ref(), allocatable, &learned).await?;
-        if found.is_some() {
-            return Ok(found);
-        }
-        // No map, or one that knows of nothing free: one chunk's leases, listed from the API server's cache.
-        let chunks: Vec<IpAddr> = allocatable.chunks().take(ipam::window::MAX_CHUNKS).collect();
-        let Some(base) =
-            (!chunks.is_empty()).then(|| chunks[usize::try_from(random() % chunks.len() as u64).expect("few chunks")])
-        else {
-            return Ok(None);
-        };
-        let leased = self.leases.of_chunk(&pool.domain, base).await.map_err(|e| lease_error(&e))?;
-        let chunk = Window { chunks: vec![ipam::window::free_of_chunk(allocatable, base, &leased)] };
-        self.try_window(turn, ask, Some(&chunk), allocatable, &Learned::default()).await
-    }
-
-    async fn try_window(
-        &self,
-        turn: &Turn<'_>,
-        ask: &Ask<'_>,
-        window: Option<&Window>,
-        allocatable: &ipam::Ranges,
-        learned: &Learned,
-    ) -> Result<Option<(IpAddr, Taken)>, Error> {
-        let mut picker = Picker::new(window, allocatable, learned);
-        for _ in 0..TRIES {
-            if turn.abort.is_set() {
-                return Err(hung_up());
-            }
-            let Some(ip) = picker.next(&mut random) else { break };
-            match self.leases.take(ask, ip).await.map_err(|e| lease_error(&e))? {
-                Some(lease) => return Ok(Some((ip, lease))),
-                None => self.conflict(ask.pool, ip),
-            }
-        }
-        Ok(None)
-    }
-
-    /// What is remembered of a pool, after it was compared with the present map.
-    fn learned(&self, pool: &str, window: Option<&Window>, version: Option<String>) -> Learned {
-        let mut all = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all.entry(pool.to_owned()).or_default();
-        if let Some(w) = window.filter(|_| known.map_version != version) {
-            known.learned.window_changed(w);
-            known.map_version = version;
-        }
-        known.learned.clone()
-    }
-
-    fn conflict(&self, pool: &str, ip: IpAddr) {
-        let mut all = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(pool.to_owned()).or_default().learned.conflict(ip);
     }
 
     /// The addresses that this NIC's identity had: its SpiderEndpoint is the index, its leases are the truth.
@@ -343,17 +221,6 @@ impl<H: Host + 'static> Agent<H> {
     }
 }
 
-/// A pod of a StatefulSet by its own name; whoever else asks for addresses by its controller's, so that the next pod of a
-/// Deployment gets them.
-fn identity_of(namespace: &str, pod: &str, controller: Option<Controller<'_>>, nic: &str) -> Identity {
-    let (kind, name) = match controller {
-        Some(c) if c.kind == "StatefulSet" && fixed::ordinal(c.name, pod).is_some() => (IdentityKind::StatefulSet, pod),
-        Some(c) => (IdentityKind::Pod, c.name),
-        None => (IdentityKind::Pod, pod),
-    };
-    Identity { kind, namespace: namespace.to_owned(), name: name.to_owned(), interface: nic.to_owned() }
-}
-
 fn families(nic: &NicPools) -> Vec<(Family, &[String])> {
     let v4 = nic.v4.as_deref().map(|l| (Family::V4, l));
     let v6 = nic.v6.as_deref().map(|l| (Family::V6, l));
@@ -379,12 +246,28 @@ fn conf_pools(request: &Request) -> Result<FamilyNames, Error> {
     Ok(FamilyNames { v4: list("default_ipv4_ippool")?, v6: list("default_ipv6_ippool")? })
 }
 
-fn lease_error(e: &LeaseError) -> Error {
-    let code = if e.is_temporary() { Error::TRY_AGAIN } else { Error::CONFLICT };
-    Error::new(code, crate::cni_server::with_causes(e))
+fn of_ask(words: &Words<'_>, pool: &Pool) -> PoolOfAsk {
+    let family = Family::of_net(&pool.subnet);
+    let ranges = words.checked.pools.allocatable(&pool.name).cloned().unwrap_or_else(|| Ranges::empty(family));
+    PoolOfAsk { name: pool.name.as_str().into(), domain: pool.domain.as_str().into(), ranges: Arc::new(ranges) }
 }
 
-/// 64 bits: each `RandomState` has keys of its own, which is random enough to keep nodes apart; the API decides anyway.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
+fn any(words: &Words<'_>, pools: &[String]) -> What {
+    What::Any(pools.iter().filter_map(|p| words.checked.pools.get(p)).map(|p| of_ask(words, p)).collect())
+}
+
+fn take_error(words: &Words<'_>, nic: &NicPools, family: Family, pools: &[String], e: &TakeError) -> Error {
+    match e {
+        TakeError::Full => {
+            let sizes = pools.iter().map(|p| {
+                let total = words.checked.pools.allocatable(p).map_or(0, Ranges::len);
+                format!("{p} ({total} addresses)")
+            });
+            let text = sizes.collect::<Vec<_>>().join(", ");
+            let text = format!("no free {family} address for {}: every address is taken in pool {text}", nic.nic);
+            Error::new(Error::TRY_AGAIN, text)
+        }
+        TakeError::Busy { .. } | TakeError::Api { permanent: false, .. } => Error::new(Error::TRY_AGAIN, e.to_string()),
+        TakeError::Refused { .. } | TakeError::Api { permanent: true, .. } => Error::new(Error::CONFLICT, e.to_string()),
+    }
 }

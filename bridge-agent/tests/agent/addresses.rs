@@ -356,7 +356,7 @@ async fn addresses_asked_for_by_name_are_given_to_one_at_a_time() {
     assert_eq!(w.add("c1", "eth0", &conf, Some(&a)).await.unwrap()["ips"][0]["address"], "10.6.1.99/16");
     let b = w.pod("b", annotations).await;
     let e = w.add("c2", "eth0", &conf, Some(&b)).await.unwrap_err();
-    assert!(e.msg.starts_with("address 10.6.1.99 is still held by pod default/a"), "{e}");
+    assert_eq!(e.msg, "address 10.6.1.99 cannot be given: it is held by default/a eth0 on node n1");
     let mut two = v4("p");
     two["mooring.dev/ips"] = json!("10.6.1.97");
     two["k8s.v1.cni.cncf.io/networks"] = json!("default/x");

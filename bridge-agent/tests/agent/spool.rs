@@ -213,7 +213,7 @@ async fn an_agent_killed_while_it_drains_does_the_rest_at_its_next_start() {
     let rest = w.agent.drain_at_start().await;
     assert_eq!((rest.left, rest.bad), (0, 0));
     assert!(files(&w).is_empty());
-    w.agent.sweep_leases(runtime::Shutdown::new()).await;
+    w.agent.sweep().await;
     w.until("all is given back", || w.agent.journal.is_empty()).await;
     let after = w.before("x").await;
     assert_eq!((after.host, after.ovs, after.leases), (before.host, before.ovs, before.leases));

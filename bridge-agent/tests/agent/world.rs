@@ -14,7 +14,7 @@ use bridge_agent::caches::Caches;
 use bridge_agent::cni_server::{Abort, Handler, RunError, Runner};
 use bridge_agent::endpoints::Endpoints;
 use bridge_agent::events::Events;
-use bridge_agent::journal::{Journal, Work};
+use bridge_agent::journal::Journal;
 use bridge_agent::leases::Leases;
 use cni::Verb;
 use cni::wire::{Call, Exec, ExecDone, PROTOCOL};
@@ -71,14 +71,10 @@ impl World {
         let shutdown = Shutdown::new();
         let agent_id = bridge_agent::agent_id::load(&dir.path().join("state")).unwrap().to_string();
         let (journal, _) = Journal::open(&dir.path().join("journal")).unwrap();
-        let held = journal.all().into_iter().flat_map(|e| match e.work {
-            Work::Addresses(a) => a.held.into_iter().map(|h| (h.lease, e.key.container_id.clone())).collect(),
-            _ => Vec::new(),
-        });
-        let leases = Arc::new(Leases::new(client.clone(), NODE, &agent_id, held));
         let caches = Caches::start(&client, NODE, &shutdown);
         let endpoints = Arc::new(Endpoints::new(client.clone()));
-        let events = Events::start(client.clone(), NODE, shutdown.clone());
+        let events = Arc::new(Events::start(client.clone(), NODE, shutdown.clone()));
+        let leases = Leases::new(client.clone(), caches.clone(), events.clone(), NODE, &agent_id, &journal.all());
         let me = Me {
             node: NODE.into(),
             agent_id,
@@ -102,7 +98,7 @@ impl World {
         agent.spool.prepare().unwrap();
         {
             let (a, s) = (agent.clone(), shutdown.clone());
-            tokio::spawn(async move { a.retry_releases(s).await });
+            tokio::spawn(async move { a.leases.run(s).await });
             let s = shutdown.clone();
             tokio::spawn(async move { endpoints.run(s).await });
         }
