@@ -191,9 +191,13 @@ pub struct OvsInterface {
     /// `Interface.type`; empty and `system` mean the same.
     pub kind: String,
     pub ofport: Option<i64>,
+    pub ofport_request: Option<i64>,
     pub error: Option<String>,
     pub mac_in_use: Option<String>,
+    /// What the device has.
     pub mtu: Option<i64>,
+    /// What it was asked to have.
+    pub mtu_request: Option<i64>,
     pub link_state: Option<String>,
     pub external_ids: BTreeMap<String, String>,
     pub options: BTreeMap<String, String>,

@@ -347,7 +347,11 @@ impl fmt::Display for Step {
                 if let Some(t) = port.set.trunks.as_ref().filter(|t| !t.is_empty()) {
                     write!(f, " trunks {t}")?;
                 }
-                Ok(())
+                // The others follow from tag and trunks.
+                match port.set.vlan_mode.as_ref().and_then(Option::as_deref) {
+                    None | Some("access" | "trunk") => Ok(()),
+                    Some(mode) => write!(f, " vlan_mode {mode}"),
+                }
             }
             DelPort { bridge, port } => write!(f, "delete port {} from bridge {bridge}", port.name),
             SetPort { name, set, .. } => write!(f, "set port {name} {set}"),

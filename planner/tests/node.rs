@@ -164,6 +164,25 @@ set port eth1 trunks=7 external_ids:mooring-set=trunks external_ids:mooring-was-
 }
 
 #[test]
+fn an_adopted_bridge_gets_the_mtu_back_that_was_asked_for() {
+    let mut seen = switch::node(&["eth0"]);
+    let i = add_bridge(&mut seen, "br1");
+    let local = &mut seen.ovs.as_mut().unwrap().bridges[i].ports[0].interfaces[0];
+    (local.mtu_request, local.mtu) = (Some(1450), Some(1450));
+    let start = seen.clone();
+    let mut b = bridge("br1", None);
+    b.mtu = Some(Mtu::new(9000).unwrap());
+    let text = settle(&want(vec![b.clone()]), &mut seen);
+    assert!(text.contains("external_ids:mooring-was-mtu_request=1450") && text.contains(" mtu_request=9000"), "{text}");
+    // Someone asks for less: drift.
+    seen.ovs.as_mut().unwrap().bridges[i].ports[0].interfaces[0].mtu_request = Some(1400);
+    assert_eq!(settle(&want(vec![b]), &mut seen), "set bridge br1 mtu_request=9000\n");
+    let text = settle(&gone("br1", DeletionPolicy::Revert), &mut seen);
+    assert!(text.contains(" mtu_request=1450"), "{text}");
+    assert_eq!(sorted(seen), sorted(start));
+}
+
+#[test]
 fn an_orphaned_bridge_only_loses_our_marks() {
     let mut seen = switch::node(&["eth0", "eth1"]);
     settle(&want(vec![bridge("br1", over("eth1"))]), &mut seen);
@@ -459,13 +478,15 @@ prop_compose! {
 
 prop_compose! {
     /// A node, perhaps with a br1 made by hand.
-    fn start()(by_hand: bool, nic in prop::sample::select(vec!["", "eth1", "eth2"]), trunks in prop::sample::select(vec![vec![], vec![0u16, 5]]), secure in prop::sample::select(vec![None, Some("secure"), Some("standalone")]), mcast: bool, foreign: bool, hwaddr: bool) -> Observed {
+    fn start()(by_hand: bool, asked in prop::sample::select(vec![None, Some(1450)]), nic in prop::sample::select(vec!["", "eth1", "eth2"]), trunks in prop::sample::select(vec![vec![], vec![0u16, 5]]), secure in prop::sample::select(vec![None, Some("secure"), Some("standalone")]), mcast: bool, foreign: bool, hwaddr: bool) -> Observed {
         let mut seen = switch::node(&["eth0", "eth1", "eth2", "eth3"]);
         if by_hand {
             let i = add_bridge(&mut seen, "br1");
             let b = &mut seen.ovs.as_mut().unwrap().bridges[i];
             b.fail_mode = secure.map(Into::into);
             b.mcast_snooping = mcast;
+            b.ports[0].interfaces[0].mtu_request = asked;
+            b.ports[0].interfaces[0].mtu = asked.or(Some(1500));
             if hwaddr { b.other_config.insert("hwaddr".into(), "02:22:22:22:22:22".into()); }
             b.other_config.insert("mac-aging-time".into(), "30".into());
             b.external_ids.insert("theirs".into(), "yes".into());

@@ -265,7 +265,7 @@ pub(crate) fn restore_nics(p: &OvsPort, seen: &Observed, but: &[IfName]) -> Vec<
     p.interfaces.iter().filter_map(one).collect()
 }
 
-fn bridge_columns(want: &BridgeDesired, have: &dyn Fn(&str) -> Option<String>, ids: Option<&Ids>, made: bool) -> Vec<Column> {
+fn bridge_columns(want: &BridgeDesired, have: &dyn Fn(&str) -> Option<String>, made: bool) -> Vec<Column> {
     let column =
         |key, value: Option<String>, default: bool| Column { key, have: have(key), want: (made || !default).then_some(value) };
     let mut out = vec![
@@ -276,54 +276,30 @@ fn bridge_columns(want: &BridgeDesired, have: &dyn Fn(&str) -> Option<String>, i
         ),
         column("mcast_snooping", Some(want.mcast_snooping.to_string()), !want.mcast_snooping),
         column("hwaddr", want.hwaddr.map(|m| m.to_string()), want.hwaddr.is_none()),
+        column("mtu_request", want.mtu.map(|m| m.to_string()), want.mtu.is_none()),
     ];
     if let Some(d) = want.datapath_type {
         out.push(column("datapath_type", Some(d.to_string()), false));
     } else if !made {
         out.push(column("datapath_type", None, true));
     }
-    // Of the request only its effect is seen, so whether it is ours stands in the note.
-    let noted = ids.is_some_and(|i| i.contains_key(&format!("{WAS}mtu_request")));
-    match want.mtu {
-        Some(m) => out.push(column("mtu_request", Some(m.to_string()), false)),
-        None if noted => out.push(Column { key: "mtu_request", have: have("mtu_request"), want: made.then_some(None) }),
-        None => {}
-    }
     out
 }
 
 fn new_bridge(want: &BridgeDesired, datapath: DatapathType) -> Bridge {
-    let changes = ports::settle_made(bridge_columns(want, &|k| (k == "mcast_snooping").then(|| "false".to_owned()), None, true));
+    let changes = ports::settle_made(bridge_columns(want, &|k| (k == "mcast_snooping").then(|| "false".to_owned()), true));
     let mut set = ports::bridge_set(&changes, false);
     set.datapath_type = Some(datapath.to_string());
     set.external_ids.insert(MARK.to_owned(), Some(want.name.to_string()));
-    if want.mtu.is_some() {
-        set.external_ids.insert(format!("{WAS}mtu_request"), Some(String::new()));
-    }
     Bridge { name: want.name.clone(), set }
 }
 
 fn change_bridge(want: &BridgeDesired, b: &OvsBridge) -> Option<Step> {
     let ids = &b.external_ids;
     let made = ids.contains_key(MARK) && !ids.contains_key(SET);
-    let columns = bridge_columns(want, &|k| ports::have_bridge(b, k), Some(ids), made);
-    let (changes, mut notes) = if made {
-        let note = format!("{WAS}mtu_request");
-        let noted = ids.contains_key(&note);
-        let notes = match want.mtu {
-            Some(_) if !noted => IdSet::from([(note, Some(String::new()))]),
-            None if noted => IdSet::from([(note, None)]),
-            _ => IdSet::new(),
-        };
-        (ports::settle_made(columns), notes)
-    } else {
-        let (changes, mut notes) = ports::settle_adopted(ids, columns, true);
-        // The former request is not observed: the way back is an empty column.
-        if let Some(v) = notes.get_mut(&format!("{WAS}mtu_request")).filter(|v| v.is_some()) {
-            *v = Some(String::new());
-        }
-        (changes, notes)
-    };
+    let columns = bridge_columns(want, &|k| ports::have_bridge(b, k), made);
+    let (changes, mut notes) =
+        if made { (ports::settle_made(columns), IdSet::new()) } else { ports::settle_adopted(ids, columns, true) };
     if ids.get(MARK).map(String::as_str) != Some(want.name.as_str()) {
         notes.insert(MARK.to_owned(), Some(want.name.to_string()));
     }

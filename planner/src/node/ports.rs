@@ -149,9 +149,13 @@ pub(crate) fn have_bridge(b: &OvsBridge, key: &str) -> Option<String> {
         "mcast_snooping" => Some(b.mcast_snooping.to_string()),
         "datapath_type" => Some(b.datapath_type.clone()),
         "hwaddr" => b.other_config.get("hwaddr").cloned(),
-        // What is in effect; the request itself is not observed.
-        _ => b.port(&b.name).and_then(|p| p.interfaces.first()).and_then(|i| i.mtu).map(|m| m.to_string()),
+        _ => mtu_request(b).map(|m| m.to_string()),
     }
+}
+
+/// Of the local port, for its Interface row has the column.
+fn mtu_request(b: &OvsBridge) -> Option<u32> {
+    b.port(&b.name).and_then(|p| p.interfaces.first()).and_then(|i| i.mtu_request).and_then(|m| u32::try_from(m).ok())
 }
 
 pub(crate) fn have_port(p: &OvsPort, key: &str) -> Option<String> {
@@ -178,8 +182,9 @@ pub fn port_as_is(p: &OvsPort) -> Port {
             .map(|i| Interface {
                 name: i.name.clone(),
                 kind: i.kind.clone(),
+                ofport_request: i.ofport_request.and_then(|n| u16::try_from(n).ok()),
+                mtu_request: i.mtu_request.and_then(|n| u32::try_from(n).ok()),
                 external_ids: i.external_ids.clone(),
-                ..Interface::default()
             })
             .collect(),
         set: PortSet {
@@ -205,7 +210,7 @@ pub(crate) fn bridge_as_is(b: &OvsBridge, name: &model::BridgeName) -> Bridge {
             mcast_snooping: Some(b.mcast_snooping),
             other_config: map(&b.other_config),
             external_ids: map(&b.external_ids),
-            mtu_request: None,
+            mtu_request: mtu_request(b).map(Some),
         },
     }
 }

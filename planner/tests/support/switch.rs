@@ -84,6 +84,7 @@ fn set_bridge(b: &mut OvsBridge, s: &BridgeSet) {
     if let Some(m) = s.mtu_request {
         let name = b.name.clone();
         let local = b.ports.iter_mut().find(|p| p.name == name).unwrap();
+        local.interfaces[0].mtu_request = m.map(i64::from);
         local.interfaces[0].mtu = Some(i64::from(m.unwrap_or(1500)));
     }
 }
@@ -148,7 +149,13 @@ fn one(step: &Step, seen: &mut Observed) -> Result<(), String> {
             let interfaces = port
                 .interfaces
                 .iter()
-                .map(|i| OvsInterface { name: i.name.clone(), kind: i.kind.clone(), ..OvsInterface::default() })
+                .map(|i| OvsInterface {
+                    name: i.name.clone(),
+                    kind: i.kind.clone(),
+                    mtu_request: i.mtu_request.map(i64::from),
+                    ofport_request: i.ofport_request.map(i64::from),
+                    ..OvsInterface::default()
+                })
                 .collect();
             let mut p = OvsPort { name: port.name.clone(), interfaces, ..OvsPort::default() };
             set_port(&mut p, &port.set);

@@ -372,6 +372,8 @@ fn new_port(port: &Port, ofport: i64) -> OvsPort {
         name: i.name.clone(),
         kind: i.kind.clone(),
         ofport: Some(i.ofport_request.map_or(ofport, i64::from)),
+        ofport_request: i.ofport_request.map(i64::from),
+        mtu_request: i.mtu_request.map(i64::from),
         external_ids: i.external_ids.clone(),
         link_state: Some("up".into()),
         ..OvsInterface::default()
@@ -404,6 +406,7 @@ fn set_bridge(row: &mut OvsBridge, set: &BridgeSet) {
     if let Some(mtu) = set.mtu_request {
         let name = row.name.clone();
         for i in row.ports.iter_mut().flat_map(|p| &mut p.interfaces).filter(|i| i.name == name) {
+            i.mtu_request = mtu.map(i64::from);
             i.mtu = mtu.map(i64::from);
         }
     }

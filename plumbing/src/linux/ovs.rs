@@ -38,7 +38,7 @@ impl Ovs {
         let name = endpoint.to_string();
         let path = match &endpoint {
             Endpoint::Unix(path) => Some(path.clone()),
-            Endpoint::Tcp { .. } => None,
+            _ => None,
         };
         let client = Client::connect(endpoint, Config::default());
         let replica = client.monitor(MonitorRequest::vswitch()).await;
@@ -220,9 +220,11 @@ fn interface(i: &ovsdb::Interface) -> OvsInterface {
         name: i.name.clone(),
         kind: i.r#type.clone(),
         ofport: i.ofport,
+        ofport_request: i.ofport_request,
         error: i.error.clone(),
         mac_in_use: i.mac_in_use.clone(),
         mtu: i.mtu,
+        mtu_request: i.mtu_request,
         link_state: i.link_state.clone(),
         external_ids: i.external_ids.clone(),
         options: i.options.clone(),
