@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 pub const FLAT_FILES: [&str; 2] = ["/etc/kubernetes/cni/net.d/ovs.d/ovs.conf", "/etc/cni/net.d/ovs.d/ovs.conf"];
 
 /// Keys that a flat file may give where the network configuration does not: all that are ovs-cni's own.
-const FLAT_KEYS: [&str; 10] = [
+const FLAT_KEYS: [&str; 11] = [
     "bridge",
     "vlan",
+    "vlan_mode",
     "mtu",
     "trunk",
     "deviceID",
@@ -40,14 +41,42 @@ pub struct Conf {
     pub dropped_vlan: Option<Tag>,
 }
 
-/// ovs-cni's truth table. A `vlan` beside a `trunk` is dropped there without a word, and SpiderMultusConfig renders `vlan: 0`
-/// beside every trunk, so refusing it would break what works; `Conf::dropped_vlan` tells.
+/// How a port stands to VLANs: `vlan_mode` of ovs-vswitchd.conf.db(5), which the key of the same name asks for (the name that
+/// ovs-cni's pull request 261 proposes). Without the key, ovs-cni's truth table: `vlan` alone is access, all else a trunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Vlans {
     /// `vlan`, also 0, and no `trunk`.
     Access(Tag),
     /// `trunk`; empty carries all VLANs (neither `vlan` nor `trunk`).
     Trunk(Trunks),
+    /// A trunk on which frames without a tag are of VLAN `native`; towards the pod that VLAN has its tag.
+    NativeTagged { native: Tag, trunks: Trunks },
+    /// A trunk on which frames without a tag are of VLAN `native`, both ways.
+    NativeUntagged { native: Tag, trunks: Trunks },
+    /// Whatever the pod sends, tagged or not, travels in this service VLAN (802.1ad).
+    Dot1qTunnel(Tag),
+}
+
+impl Vlans {
+    /// `Port.vlan_mode`.
+    pub const fn mode(&self) -> &'static str {
+        match self {
+            Vlans::Access(_) => "access",
+            Vlans::Trunk(_) => "trunk",
+            Vlans::NativeTagged { .. } => "native-tagged",
+            Vlans::NativeUntagged { .. } => "native-untagged",
+            Vlans::Dot1qTunnel(_) => "dot1q-tunnel",
+        }
+    }
+
+    /// `Port.tag` and `Port.trunks`.
+    pub fn columns(&self) -> (Option<Tag>, Trunks) {
+        match self {
+            Vlans::Access(tag) | Vlans::Dot1qTunnel(tag) => (Some(*tag), Trunks::default()),
+            Vlans::Trunk(trunks) => (None, trunks.clone()),
+            Vlans::NativeTagged { native, trunks } | Vlans::NativeUntagged { native, trunks } => (Some(*native), trunks.clone()),
+        }
+    }
 }
 
 impl Conf {
@@ -93,11 +122,7 @@ impl Conf {
             None => None,
             Some(n) => Some(Tag::new(n).map_err(|e| wrong("vlan", n, e))?),
         };
-        let trunk = f.list("trunk")?;
-        let (vlans, dropped_vlan) = match (tag, trunk.is_empty()) {
-            (Some(tag), true) => (Vlans::Access(tag), None),
-            (tag, _) => (Vlans::Trunk(trunks(trunk)?), tag.filter(|t| t.get() != 0)),
-        };
+        let (vlans, dropped_vlan) = vlans(f.text("vlan_mode")?, tag, f.list("trunk")?)?;
         let mtu = match f.number("mtu")? {
             None | Some(0) => None,
             Some(n) if n < 0 => return Err(wrong("mtu", n, "must be 0 (the default) or more")),
@@ -159,6 +184,53 @@ fn ovn_port(request: &Request) -> Result<Option<String>, Refusal> {
         Some(v) => return Err(wrong("args.cni.ovnPort", v, "must be a string")),
     }
     Ok(request.args.get("OvnPort").map(str::to_owned))
+}
+
+/// What the three keys mean together. A `vlan` beside a `trunk` is dropped by ovs-cni without a word, and SpiderMultusConfig
+/// renders `vlan: 0` beside every trunk, so refusing it would break what works; the second part of the answer tells. Who names
+/// the mode says what is meant: there nothing is dropped.
+fn vlans(mode: Option<&str>, tag: Option<Tag>, trunk: &[Value]) -> Result<(Vlans, Option<Tag>), Refusal> {
+    // 0 is no VLAN of its own (802.1Q), and what is rendered where none is meant.
+    let vlan = tag.filter(|t| t.get() != 0);
+    let needed = |mode: &str, what: &str| vlan.ok_or_else(|| wrong("vlan_mode", mode, format!("needs vlan, 1 to 4094, {what}")));
+    let no_trunk = |mode: &str| match trunk.is_empty() {
+        true => Ok(()),
+        false => Err(wrong("vlan_mode", mode, "carries one VLAN, there must be no trunk beside it")),
+    };
+    let vlans = match mode {
+        None => {
+            return Ok(match tag {
+                Some(tag) if trunk.is_empty() => (Vlans::Access(tag), None),
+                _ => (Vlans::Trunk(trunks(trunk)?), vlan),
+            });
+        }
+        Some(mode @ "access") => {
+            no_trunk(mode)?;
+            Vlans::Access(tag.ok_or_else(|| wrong("vlan_mode", mode, "needs vlan, 0 to 4094, its VLAN"))?)
+        }
+        Some(mode @ "trunk") => match vlan {
+            None => Vlans::Trunk(trunks(trunk)?),
+            Some(_) => {
+                return Err(wrong("vlan_mode", mode, "has no VLAN of its own, vlan needs native-tagged or native-untagged"));
+            }
+        },
+        Some(mode @ "native-tagged") => Vlans::NativeTagged { native: needed(mode, "the native VLAN")?, trunks: trunks(trunk)? },
+        Some(mode @ "native-untagged") => {
+            Vlans::NativeUntagged { native: needed(mode, "the native VLAN")?, trunks: trunks(trunk)? }
+        }
+        Some(mode @ "dot1q-tunnel") => {
+            no_trunk(mode)?;
+            Vlans::Dot1qTunnel(needed(mode, "the service VLAN")?)
+        }
+        Some(other) => {
+            return Err(wrong(
+                "vlan_mode",
+                other,
+                "must be access, trunk, native-tagged, native-untagged or dot1q-tunnel (ovs-vswitchd.conf.db(5))",
+            ));
+        }
+    };
+    Ok((vlans, None))
 }
 
 fn trunks(list: &[Value]) -> Result<Trunks, Refusal> {

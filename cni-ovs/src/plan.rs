@@ -11,7 +11,7 @@ use planner::node::port_as_is;
 use planner::step::{Interface, LinkSet, Port, PortSet, Veth};
 use planner::{Aim, Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
 
-use crate::conf::{Conf, Vlans};
+use crate::conf::Conf;
 use crate::{NETWORK_KEY, OWNER};
 
 /// What a veth has when nobody says otherwise.
@@ -98,7 +98,7 @@ impl MainPlugin for Conf {
         if bridge.name != self.bridge.as_str() {
             return Err(Refusal::conflict("bridge", &bridge.name, format!("the port is there, should be on {}", self.bridge)));
         }
-        let (tag, trunks, mode) = self.vlan_columns();
+        let ((tag, trunks), mode) = (self.vlans.columns(), self.vlans.mode());
         if port.tag != tag.map(Tag::get) {
             let text = |t: Option<u16>| t.map_or("none".to_owned(), |t| t.to_string());
             return Err(Refusal::conflict("tag", text(port.tag), format!("should be {}", text(tag.map(Tag::get)))));
@@ -197,16 +197,8 @@ impl Conf {
             .ok_or_else(|| Refusal::missing("bridge", &self.bridge, "there is no such bridge in Open vSwitch on this host"))
     }
 
-    /// `tag`, `trunks`, `vlan_mode`.
-    fn vlan_columns(&self) -> (Option<Tag>, Trunks, &'static str) {
-        match &self.vlans {
-            Vlans::Access(tag) => (Some(*tag), Trunks::default(), "access"),
-            Vlans::Trunk(t) => (None, t.clone(), "trunk"),
-        }
-    }
-
     fn port(&self, attach: &Attach) -> Port {
-        let (tag, trunks, mode) = self.vlan_columns();
+        let ((tag, trunks), mode) = (self.vlans.columns(), self.vlans.mode());
         let id = |s: &str| Some(s.to_owned());
         let external_ids = BTreeMap::from([
             ("contIface".to_owned(), id(attach.ifname.as_str())),

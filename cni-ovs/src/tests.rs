@@ -117,6 +117,68 @@ fn the_vlan_truth_table_is_that_of_ovs_cni() {
 }
 
 #[test]
+fn every_vlan_mode_of_open_vswitch_can_be_asked_for() {
+    let list = json!([{"id":42},{"minID":5,"maxID":6}]);
+    let (native, carried) = (tag(9), trunks(&[5, 6, 42]));
+    for (extra, want) in [
+        (json!({"vlan_mode":"access","vlan":9}), Vlans::Access(native)),
+        (json!({"vlan_mode":"access","vlan":0}), Vlans::Access(tag(0))),
+        (json!({"vlan_mode":"trunk"}), Vlans::Trunk(Trunks::default())),
+        (json!({"vlan_mode":"trunk","vlan":0,"trunk":list}), Vlans::Trunk(carried.clone())),
+        (json!({"vlan_mode":"native-tagged","vlan":9}), Vlans::NativeTagged { native, trunks: Trunks::default() }),
+        (json!({"vlan_mode":"native-untagged","vlan":9,"trunk":list}), Vlans::NativeUntagged { native, trunks: carried.clone() }),
+        (json!({"vlan_mode":"dot1q-tunnel","vlan":9}), Vlans::Dot1qTunnel(native)),
+        (json!({"vlan_mode":"","vlan":9}), Vlans::Access(native)),
+    ] {
+        let c = conf(extra.clone()).unwrap();
+        assert_eq!((&c.vlans, c.dropped_vlan), (&want, None), "{extra}");
+        let port = planned_port(&c.plan_add(&attach(), &seen()).unwrap());
+        assert_eq!(port.set.vlan_mode, Some(Some(want.mode().to_owned())));
+        assert_eq!((port.set.tag.flatten(), port.set.trunks.unwrap_or_default()), want.columns());
+    }
+    let p = conf(json!({"vlan_mode":"native-untagged","vlan":9,"trunk":list})).unwrap().plan_add(&attach(), &seen()).unwrap();
+    let line = format!("add port {} to bridge br1 tag 9 trunks 5-6,42 vlan_mode native-untagged\n", host_name());
+    assert!(p.to_string().contains(&line), "{p}");
+    // The flat file may name it too.
+    let c = Conf::parse(&request("ADD", "", json!({})), Some(r#"{"vlan_mode":"dot1q-tunnel","vlan":7}"#)).unwrap();
+    assert_eq!(c.vlans, Vlans::Dot1qTunnel(tag(7)));
+}
+
+#[test]
+fn vlan_modes_that_contradict_what_stands_beside_them_are_refused() {
+    let mode = |mode: &str, extra: Value| {
+        let mut all = json!({"vlan_mode": mode});
+        all.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        refusal(all)
+    };
+    let id = json!([{"id":42}]);
+    assert_eq!(
+        mode("qinq", json!({"vlan":9})),
+        "vlan_mode \"qinq\": must be access, trunk, native-tagged, native-untagged or dot1q-tunnel (ovs-vswitchd.conf.db(5))"
+    );
+    assert_eq!(mode("access", json!({})), "vlan_mode \"access\": needs vlan, 0 to 4094, its VLAN");
+    assert_eq!(
+        mode("access", json!({"vlan":9,"trunk":id})),
+        "vlan_mode \"access\": carries one VLAN, there must be no trunk beside it"
+    );
+    assert_eq!(
+        mode("trunk", json!({"vlan":9,"trunk":id})),
+        "vlan_mode \"trunk\": has no VLAN of its own, vlan needs native-tagged or native-untagged"
+    );
+    for native in ["native-tagged", "native-untagged"] {
+        let text = format!("vlan_mode \"{native}\": needs vlan, 1 to 4094, the native VLAN");
+        assert_eq!((mode(native, json!({"trunk":id})), mode(native, json!({"vlan":0}))), (text.clone(), text));
+    }
+    assert_eq!(mode("native-tagged", json!({"vlan":4095})), "vlan \"4095\": vlan tag 4095 is outside 0 to 4094");
+    assert_eq!(mode("dot1q-tunnel", json!({})), "vlan_mode \"dot1q-tunnel\": needs vlan, 1 to 4094, the service VLAN");
+    assert_eq!(
+        mode("dot1q-tunnel", json!({"vlan":9,"trunk":id})),
+        "vlan_mode \"dot1q-tunnel\": carries one VLAN, there must be no trunk beside it"
+    );
+    assert_eq!(refusal(json!({"vlan_mode":5})), "vlan_mode \"5\": must be a string");
+}
+
+#[test]
 fn wrong_values_are_refused_by_name() {
     assert_eq!(refusal(json!({"bridge":""})), "bridge \"\": is missing");
     assert_eq!(
@@ -354,6 +416,9 @@ fn check_passes_after_add() {
         json!({"vlan":100,"mtu":1500}),
         json!({"trunk":[{"id":42}]}),
         json!({"vlan":0,"trunk":[{"minID":1,"maxID":9}]}),
+        json!({"vlan":9,"vlan_mode":"native-tagged","trunk":[{"id":42}]}),
+        json!({"vlan":9,"vlan_mode":"native-untagged"}),
+        json!({"vlan":9,"vlan_mode":"dot1q-tunnel"}),
         json!({"args":{"cni":{"ovnPort":"p"}}}),
     ] {
         assert_eq!(conf(extra.clone()).unwrap().check(&attach(), &added(extra.clone())), Ok(()), "{extra}");
@@ -391,6 +456,7 @@ fn check_names_each_difference() {
     assert_eq!(broken(&|s| row(s).tag = None), "tag \"none\": should be 100");
     assert_eq!(broken(&|s| row(s).trunks = vec![7]), "trunks \"7\": should be all");
     assert_eq!(broken(&|s| row(s).vlan_mode = None), "vlan_mode \"none\": should be access");
+    assert_eq!(broken(&|s| row(s).vlan_mode = Some("dot1q-tunnel".into())), "vlan_mode \"dot1q-tunnel\": should be access");
     assert_eq!(
         broken(&|s| row(s).interfaces[0].error = Some("no such device".into())),
         format!("interface \"{h}\": Open vSwitch reports: no such device")

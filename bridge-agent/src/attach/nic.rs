@@ -310,10 +310,9 @@ fn plugin_of(request: &Request) -> Result<Plugin, Error> {
             if let Some(tag) = conf.dropped_vlan {
                 tracing::warn!(network = request.conf.name, vlan = tag.get(), "vlan has no effect beside trunk, as in ovs-cni");
             }
-            let vlan = match &conf.vlans {
-                cni_ovs::Vlans::Access(tag) => Some(tag.get()),
-                cni_ovs::Vlans::Trunk(_) => None,
-            };
+            // Of frames without a tag, as the pod's own stack sends them.
+            let (tag, _) = conf.vlans.columns();
+            let vlan = tag.map(|tag| tag.get());
             let socket_file = conf.socket_file.clone();
             Ok(Plugin { main: Box::new(conf), vlan, socket_file })
         }
