@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kube::Client;
-use plumbing::{Host, LinuxHost};
+use plumbing::{Endpoint, Host, LinuxHost};
 use runtime::Shutdown;
 
 use crate::agent_id;
@@ -49,8 +49,8 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
             .await
             .context("no kubeconfig, and not in a cluster: name the socket of mooring-standalone with --api-socket")?,
     };
-    let ovsdb = Some(args.ovsdb).filter(|o| !o.is_empty());
-    let endpoint = ovsdb.as_deref().map(|o| o.parse().context("--ovsdb")).transpose()?;
+    let endpoint = args.ovsdb_endpoint()?;
+    let ovsdb = endpoint.as_ref().map(Endpoint::to_string);
     let host = LinuxHost::new(endpoint).await.context("failed to open the host's netlink")?;
     let config = Config {
         node: args.node,

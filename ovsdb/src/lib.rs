@@ -39,6 +39,8 @@ pub mod monitor;
 pub mod op;
 pub mod rows;
 pub mod schema;
+#[cfg(feature = "ssl")]
+pub mod ssl;
 pub mod unixctl;
 pub mod value;
 
@@ -49,4 +51,6 @@ pub use monitor::{Db, MonitorRequest, Replica, Status, Table};
 pub use op::{Condition, Function, Mutation, Mutator, OpResult, Operation, Until, columns};
 pub use rows::{Bridge, Interface, OpenVSwitch, Port, RawRow, Row};
 pub use schema::Schema;
+#[cfg(feature = "ssl")]
+pub use ssl::SslFiles;
 pub use value::{Atom, Columns, Uuid, Value};

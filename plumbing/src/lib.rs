@@ -18,6 +18,9 @@ use std::net::IpAddr;
 use model::observed::{Observed, Scope};
 use model::{IfName, Owner};
 pub use netlink::{Netns, NetnsId};
+pub use ovsdb::Endpoint;
+#[cfg(feature = "ssl")]
+pub use ovsdb::SslFiles;
 use planner::{Ns, Plan};
 use tokio::sync::watch;
 
