@@ -73,6 +73,13 @@ impl Lab {
         self.server = None;
     }
 
+    /// As a service manager stops it.
+    pub fn end_server(&mut self) {
+        let mut server = self.server.take().unwrap();
+        server.signal(Signal::SIGTERM);
+        server.0.wait().unwrap();
+    }
+
     pub fn start_vswitchd(&mut self) {
         let mut command = confined("ovs-vswitchd");
         command.arg(self.remote()).arg(format!("--unixctl={}", self.path("vswitchd.ctl").display()));
