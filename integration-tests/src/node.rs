@@ -107,6 +107,10 @@ impl Node {
     fn start_ovsdb(&mut self, run: &Run) -> Result<()> {
         let mut command = Command::new("ovsdb-server");
         command.args(["/etc/openvswitch/conf.db", "--remote=punix:/var/run/openvswitch/db.sock", "--pidfile", "-vsyslog:off"]);
+        // Where else it listens and with which key is in the database: `ovs-vsctl set-manager`, `ovs-vsctl set-ssl`.
+        command.arg("--remote=db:Open_vSwitch,Open_vSwitch,manager_options");
+        command.args(["--private-key=db:Open_vSwitch,SSL,private_key", "--certificate=db:Open_vSwitch,SSL,certificate"]);
+        command.arg("--ca-cert=db:Open_vSwitch,SSL,ca_cert");
         let mut daemon = Daemon::start(run, &self.space, "ovsdb-server", &mut command)?;
         daemon.wait_for(&self.path("/run/openvswitch/db.sock"))?;
         self.ovsdb = Some(daemon);

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
-use crate::client::Client;
+use crate::client::{Client, State};
 use crate::connection::Release;
 use crate::error::Error;
 use crate::op::{Condition, Mutation, OpResult, Operation};
@@ -336,9 +336,13 @@ impl Replica {
         &self.client
     }
 
-    /// Waits until the content follows the server.
+    /// Waits until the content follows the server. Without a connection the error names why there is none.
     pub async fn synced(&self, timeout: Duration) -> Result<(), Error> {
-        self.wait_until(timeout, "the OVSDB replica was not synchronised", |_| Some(())).await
+        let done = self.wait_until(timeout, "the OVSDB replica was not synchronised", |_| Some(())).await;
+        done.map_err(|error| match self.client.state() {
+            State::Disconnected { reason } => Error::NotConnected { reason },
+            State::Connected { .. } => error,
+        })
     }
 
     /// Waits until `f` finds what it looks for. It is called once at first and then after every change, while the

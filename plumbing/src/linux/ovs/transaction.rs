@@ -30,12 +30,16 @@ pub(super) fn of(db: &Db, steps: &[Step]) -> Result<Transaction, (usize, StepErr
         made: Made::default(),
         deleted: Deleted::default(),
         guarded: BTreeSet::new(),
+        told: false,
         at: 0,
     };
     for (at, step) in steps.iter().enumerate() {
         build.at = at;
         let done = build.step(step).map_err(|cause| (at, cause))?;
         build.out.done.push(done);
+    }
+    if build.told {
+        build.push(Operation::mutate("Open_vSwitch", vec![], vec![Mutation::add("next_cfg", 1)]));
     }
     Ok(build.out)
 }
@@ -48,6 +52,9 @@ struct Build<'a> {
     deleted: Deleted,
     /// Bridges whose identity is guarded already.
     guarded: BTreeSet<String>,
+    /// ovs-vswitchd has to be told by `next_cfg`, as `ovs-vsctl` tells it of everything: of a change of `trunks` or `vlan_mode`
+    /// alone it takes no notice (vswitchd/bridge.c leaves them out of what alerts it).
+    told: bool,
     at: usize,
 }
 
@@ -235,6 +242,7 @@ impl Build<'_> {
         }
         let before = self.out.operations.len();
         self.update("Port", this(), port_columns(set));
+        self.told |= self.out.operations.len() > before;
         self.set_map("Port", this(), "external_ids", &set.external_ids);
         Ok(if self.out.operations.len() > before { Done::Changed } else { Done::AlreadySo })
     }
