@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use daemons::{Lab, SOON};
 use nix::sys::signal::Signal;
@@ -128,7 +128,7 @@ async fn every_transaction_in_flight_ends_once_or_is_unknown_and_settled_by_one_
     client.transact(add_bridge("br0")).await.unwrap();
     let (ends, stop) = (Arc::new(Ends::default()), Arc::new(AtomicBool::new(false)));
     let workers: Vec<_> =
-        (0..200).map(|worker| tokio::spawn(work(worker, client.clone(), replica.clone(), ends.clone(), stop.clone()))).collect();
+        (0..100).map(|worker| tokio::spawn(work(worker, client.clone(), replica.clone(), ends.clone(), stop.clone()))).collect();
     for round in 0..18 {
         tokio::time::sleep(Duration::from_millis(60 + round * 7 % 40)).await;
         match round % 3 {
@@ -218,6 +218,14 @@ fn resident() -> usize {
     text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
+/// Time that this process has had of the processors: unlike the clock it says the same on a busy machine.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // Behind the name in brackets, utime and stime are the 12th and 13th field, in hundredths of a second.
+    let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
+    Duration::from_millis(10 * fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>())
+}
+
 /// Columns of a table by name of the row, as `ovs-vsctl --format=json list` gives them.
 fn listed(lab: &Lab, table: &str, columns: &[&str]) -> BTreeMap<String, Vec<Value>> {
     let text = lab.vsctl(&["--format=json", &format!("--columns=name,{}", columns.join(",")), "list", table]);
@@ -268,15 +276,19 @@ async fn ten_thousand_ports_are_followed_in_bounded_time_and_memory() {
     assert_eq!(first.with(|db| db.ports().len()), 10_000);
     drop((client, first));
 
-    let (before, began, reads) = (resident(), Instant::now(), Arc::new(AtomicUsize::new(0)));
+    let (before, began, reads) = (resident(), cpu(), Arc::new(AtomicUsize::new(0)));
     let client = Client::connect(Sipping { path: lab.path("db.sock"), reads: reads.clone() }, Config::default());
     let replica = client.monitor(MonitorRequest::vswitch()).await.unwrap();
-    replica.synced(Duration::from_secs(30)).await.unwrap();
-    let (took, grown) = (began.elapsed(), resident().saturating_sub(before));
-    println!("first content in {took:?}, {} reads; {} KiB more in memory", reads.load(Ordering::Relaxed), grown / 1024);
+    replica.synced(Duration::from_secs(60)).await.unwrap();
+    let (took, grown) = (cpu() - began, resident().saturating_sub(before));
+    println!(
+        "first content in {took:?} of processor time, {} reads; {} KiB more in memory",
+        reads.load(Ordering::Relaxed),
+        grown / 1024
+    );
     assert!(reads.load(Ordering::Relaxed) > 3000, "it came in pieces");
-    // A decoder that looks at bytes again needs minutes for that many pieces.
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    // A decoder that looks at bytes again needs a minute for that many pieces.
+    assert!(took < Duration::from_secs(5), "{took:?}");
     assert!(grown < 96 << 20, "{grown} bytes");
     compare(&lab, &replica);
 
@@ -298,14 +310,14 @@ async fn ten_thousand_ports_are_followed_in_bounded_time_and_memory() {
     compare(&lab, &replica);
 
     // The dearest case: a snapshot lives, so each update copies the maps of ports and interfaces.
-    let began = Instant::now();
+    let began = cpu();
     for n in 0..100 {
         let _snapshot = replica.snapshot();
         client.transact(add_ports(&[format!("new{n}")])).await.unwrap();
     }
-    let each = began.elapsed() / 100;
+    let each = (cpu() - began) / 100;
     println!("one port more beside 10,000, a snapshot held: {each:?}");
-    assert!(each < Duration::from_millis(500), "{each:?}");
+    assert!(each < Duration::from_millis(100), "{each:?}");
     compare(&lab, &replica);
     let grown = resident().saturating_sub(before);
     assert!(grown < 128 << 20, "{grown} bytes after the changes");

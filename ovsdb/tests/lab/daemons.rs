@@ -98,7 +98,8 @@ impl Lab {
     /// The judge of what is in the database.
     pub fn vsctl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("ovs-vsctl");
-        command.arg(format!("--db={}", self.remote())).arg("--timeout=10").args(arguments);
+        // A list of ten thousand rows takes seconds on a busy machine.
+        command.arg(format!("--db={}", self.remote())).arg("--timeout=60").args(arguments);
         String::from_utf8(run(&mut command).stdout).unwrap().trim().to_owned()
     }
 
