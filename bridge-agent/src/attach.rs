@@ -14,9 +14,11 @@ pub mod pools;
 mod ready;
 mod take;
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cni::wire::Call;
 use cni::{AddResult, Error, Request, Verb};
@@ -24,13 +26,14 @@ use ipam::NicOfPod;
 use kube::Client;
 use model::{IfName, PodRef};
 use plumbing::{Host, Netns};
+use runtime::{Backoff, Shutdown};
 use serde_json::{Map, Value};
 
 use crate::caches::{Caches, Pod};
 use crate::cni_server::{Abort, Handler, NoRunner, Runner};
 use crate::endpoints::Endpoints;
 use crate::events::{Events, Reason};
-use crate::journal::{self, Entry, Journal, JournalError, Key, NetnsRef, Role, Work};
+use crate::journal::{self, Entry, Journal, JournalError, Key, NetnsRef, Role, State, Work};
 use crate::leases::Leases;
 use crate::spool::Spool;
 
@@ -247,10 +250,51 @@ impl<H: Host + 'static> Agent<H> {
         self.journal.put(entry).map_err(journal_error)
     }
 
+    /// Notes that an entry is being undone. Where that cannot be written the work goes on all the same: until a DEL has succeeded
+    /// it comes again, and a DEL that fails because tmpfs is full would keep the tmpfs full.
+    pub(crate) fn note(&self, entry: Entry) {
+        if let Err(error) = self.write(entry) {
+            tracing::warn!(%error, "failed to note what is being undone");
+        }
+    }
+
     /// Forgets an entry. On a full tmpfs it may come back after a restart; then it is taken away again, which is no harm.
     pub(crate) fn forget(&self, key: &Key) {
         if let Err(error) = self.journal.remove(key) {
             tracing::warn!(container = key.container_id, ifname = key.ifname, %error, "failed to strike an entry from the journal");
+        }
+    }
+
+    /// Writes the SpiderEndpoints of pods that an earlier life may have left without: it ended between a reply and what it writes
+    /// behind. Those that are as they should be cost a read each.
+    pub async fn publish_again(&self, shutdown: Shutdown) {
+        let added = |e: &Entry| e.key.role == Role::Addresses && e.state == State::Added;
+        let pods = self.journal.all().into_iter().filter(added).filter_map(|e| Some((e.key.container_id, e.pod?)));
+        let mut left: HashMap<String, PodRef> = pods.collect();
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        loop {
+            for (container, reference) in std::mem::take(&mut left) {
+                use crate::caches::PodError;
+                let pod = tokio::select! {
+                    () = shutdown.wait() => return,
+                    pod = self.caches.pod(&reference) => pod,
+                };
+                match pod {
+                    Ok(pod) => self.publish(&pod, &container).await,
+                    // Its DEL is on the way.
+                    Err(PodError::Absent(_) | PodError::Replaced { .. } | PodError::Finished(..)) => {}
+                    Err(PodError::Get(..) | PodError::Timeout(_)) => {
+                        left.insert(container, reference);
+                    }
+                }
+            }
+            if left.is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = shutdown.wait() => return,
+                () = backoff.wait() => {}
+            }
         }
     }
 

@@ -222,9 +222,13 @@ impl Journal {
                 None => replay.dropped += 1,
             }
         }
-        let file = rewrite(path, &live)?;
+        // On a full tmpfs the old file serves: what is on it can still be undone, which makes room.
+        let (file, broken) = match rewrite(path, &live) {
+            Ok(file) => (file, false),
+            Err(error) => (OpenOptions::new().append(true).open(path).map_err(|_| error)?, true),
+        };
         let records = live.len();
-        Ok((Self { path: path.to_owned(), inner: Mutex::new(Inner { file, live, records, broken: false }) }, replay))
+        Ok((Self { path: path.to_owned(), inner: Mutex::new(Inner { file, live, records, broken }) }, replay))
     }
 
     /// Writes an entry, in the place of the one with the same key. On failure the old one stands.
@@ -421,6 +425,22 @@ mod tests {
         let path = dir.path().join("journal");
         let (_j, _) = Journal::open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_rewritten_is_read_all_the_same_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let (j, _) = Journal::open(&path).unwrap();
+        j.put(entry("a", State::Added)).unwrap();
+        // In the place of the new file: as a full disk, it cannot be written.
+        fs::create_dir(path.with_extension("new")).unwrap();
+        let (j, replay) = Journal::open(&path).unwrap();
+        assert_eq!((j.all().len(), replay.records, j.is_broken()), (1, 1, true));
+        assert!(j.put(entry("b", State::Adding)).is_err());
+        fs::remove_dir(path.with_extension("new")).unwrap();
+        j.put(entry("b", State::Adding)).unwrap();
+        assert_eq!(Journal::open(&path).unwrap().0.all().len(), 2);
     }
 
     #[test]

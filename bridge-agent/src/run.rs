@@ -110,6 +110,7 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
         endpoints.run(shutdown.clone()),
         agent.leases.run(shutdown.clone()),
         agent.drain_behind(shutdown.clone()),
+        agent.publish_again(shutdown.clone()),
     );
     // The next agent makes its own; a caller that finds none is told so at once.
     let _ = std::fs::remove_file(&config.cni_socket);

@@ -170,8 +170,12 @@ impl<H: Host + 'static> Agent<H> {
             {
                 a.held = a.held.iter().map(undone).collect();
             }
-            self.write(entry.clone())?;
-            self.release_entry(&entry).await;
+            let noted = self.write(entry.clone());
+            let released = self.release_entry(&entry).await;
+            // Not noted and not done: nobody but the runtime would try again.
+            if !released {
+                noted?;
+            }
         }
         Ok(())
     }
@@ -184,8 +188,8 @@ impl<H: Host + 'static> Agent<H> {
         let (journal, entry) = (self.journal.clone(), entry.clone());
         let done = tokio::spawn(async move {
             released.await;
-            // Not one that was added meanwhile.
-            if journal.get(&entry.key).is_some_and(|e| e.state == State::Deleting)
+            // Not one that was added meanwhile. On a full tmpfs it still says `added`.
+            if journal.get(&entry.key).is_some_and(|e| e.state == State::Deleting || e.work == entry.work)
                 && let Err(error) = journal.remove(&entry.key)
             {
                 tracing::warn!(%error, "failed to strike released addresses from the journal, the next start will");

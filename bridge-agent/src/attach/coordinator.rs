@@ -119,7 +119,7 @@ impl<H: Host + 'static> Agent<H> {
         let entry = self.journal.get(&key);
         let (mut ips, mut table) = (Vec::new(), Settings::default().host_rule_table);
         if let Some(e) = &entry {
-            self.write(Entry { state: State::Deleting, ..e.clone() })?;
+            self.note(Entry { state: State::Deleting, ..e.clone() });
             if let Work::Coordinator(c) = &e.work {
                 let listed = c.conf.get(IPS_KEY).and_then(Value::as_array);
                 ips = listed.into_iter().flatten().filter_map(|v| v.as_str().and_then(|s| s.parse().ok())).collect();

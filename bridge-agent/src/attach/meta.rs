@@ -289,7 +289,7 @@ impl<H: Host + 'static> Agent<H> {
     /// All noted delegates, last one first, also after an error. Those that failed stay noted.
     async fn take_away_delegates<R: Runner>(&self, mut entry: Entry, netns: Option<&Netns>, runner: &mut R) -> Result<(), Error> {
         entry.state = State::Deleting;
-        self.write(entry.clone())?;
+        self.note(entry.clone());
         let Work::Meta(meta) = &entry.work else { return Ok(()) };
         let never = Abort::new();
         // Another namespace may be at the same path by now: no plugin is to be led there.
@@ -321,7 +321,7 @@ impl<H: Host + 'static> Agent<H> {
         } else {
             left.reverse();
             *noted(&mut entry) = left;
-            self.write(entry)?;
+            self.note(entry);
         }
         collected(failed)
     }

@@ -220,7 +220,7 @@ impl<H: Host + 'static> Agent<H> {
         };
         let request = recorded.as_ref().unwrap_or(turn.request);
         if let Some(e) = &entry {
-            self.write(Entry { state: State::Deleting, ..e.clone() })?;
+            self.note(Entry { state: State::Deleting, ..e.clone() });
         }
         let reopened = match (turn.netns, &entry) {
             (None, Some(e)) => living_netns(e),
