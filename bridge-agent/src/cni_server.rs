@@ -225,12 +225,15 @@ impl<H: Handler> Shared<H> {
     }
 
     async fn carry_out(&self, call: &Call, netns: Option<OwnedFd>, runner: &mut Caller, abort: &Abort) {
+        plumbing::stop::begin(call.verb.as_str());
         let done = self.handler.call(call, netns, runner, abort).await;
+        plumbing::stop::step(&"before the reply");
         let (answer, made) = match done {
             Ok(result) => (ToClient::Reply(Reply::done(result)), call.verb == cni::Verb::Add),
             Err(e) => (failed(&e), false),
         };
         let told = if abort.is_set() { Err(io::ErrorKind::BrokenPipe.into()) } else { send(&mut runner.write, &answer).await };
+        plumbing::stop::step(&"after the reply");
         if let Err(error) = told {
             tracing::warn!(container = call.container_id, ifname = call.ifname, %error, "the caller hung up before the reply");
             if made {
@@ -261,9 +264,13 @@ struct Caller {
 impl Caller {
     async fn ask(&mut self, what: Exec) -> Result<ExecDone, RunError> {
         let plugin = what.plugin.clone();
+        plumbing::stop::step(&plugin);
         send(&mut self.write, &ToClient::Exec(what)).await.map_err(|e| RunError::Send(plugin.clone(), e))?;
         match tokio::time::timeout(EXEC_WAIT, self.answers.recv()).await {
-            Ok(Some(done)) => Ok(done),
+            Ok(Some(done)) => {
+                plumbing::stop::step(&"a foreign plugin has ended");
+                Ok(done)
+            }
             Ok(None) => Err(RunError::HungUp(plugin)),
             Err(_) => Err(RunError::Timeout(plugin)),
         }

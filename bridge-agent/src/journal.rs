@@ -292,11 +292,14 @@ impl Journal {
             inner.broken = false;
             return Ok(());
         }
+        plumbing::stop::step(&"before a record");
+        plumbing::stop::step_after(&"half a record", || drop(inner.file.write_all(&line[..line.len() / 2])));
         if let Err(e) = inner.file.write_all(line) {
             inner.broken = true;
             return Err(JournalError::Write(self.path.clone(), e));
         }
         inner.records += 1;
+        plumbing::stop::step(&"after a record");
         Ok(())
     }
 }
@@ -312,6 +315,7 @@ fn rewrite(path: &Path, live: &BTreeMap<Key, Entry>) -> Result<File, JournalErro
             out.extend(encode(&Record::Put(Box::new(e.clone()))).map_err(io::Error::other)?);
         }
         f.write_all(&out)?;
+        plumbing::stop::step(&"a rewritten journal, not yet in place");
         fs::rename(&temp, path)?;
         OpenOptions::new().append(true).open(path)
     };

@@ -15,4 +15,6 @@ pub mod node;
 pub mod run;
 pub mod spool;
 pub mod status;
+#[cfg(feature = "stop-at-step")]
+mod stop;
 pub mod sweep;

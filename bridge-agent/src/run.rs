@@ -49,6 +49,8 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
             .await
             .context("no kubeconfig, and not in a cluster: name the socket of mooring-standalone with --api-socket")?,
     };
+    #[cfg(feature = "stop-at-step")]
+    let client = crate::stop::client(client);
     let endpoint = args.ovsdb_endpoint()?;
     let ovsdb = endpoint.as_ref().map(Endpoint::to_string);
     let host = LinuxHost::new(endpoint).await.context("failed to open the host's netlink")?;

@@ -35,6 +35,7 @@ pub(crate) trait Hands: Sync {
 pub(crate) async fn run(hands: &impl Hands, plan: &Plan, fail_at: Option<usize>) -> Result<(), ApplyError> {
     let mut changed = Vec::new();
     for range in runs(&plan.steps) {
+        crate::stop::step(&plan.steps[range.start]);
         let injected = fail_at.filter(|k| range.contains(k));
         let whole = range.start..injected.unwrap_or(range.end);
         let failed = match hands.carry_out(&plan.steps[whole.clone()]).await {
@@ -53,6 +54,7 @@ pub(crate) async fn run(hands: &impl Hands, plan: &Plan, fail_at: Option<usize>)
             return Err(ApplyError { index, step, cause: Box::new(cause), undo: undo(hands, &plan.steps, &changed).await });
         }
     }
+    crate::stop::step(&"the whole plan is carried out");
     Ok(())
 }
 
@@ -60,6 +62,7 @@ pub(crate) async fn run(hands: &impl Hands, plan: &Plan, fail_at: Option<usize>)
 async fn undo(hands: &impl Hands, steps: &[Step], changed: &[usize]) -> Undo {
     let mut failures = Vec::new();
     for step in changed.iter().rev().filter_map(|i| steps[*i].inverse()) {
+        crate::stop::step(&step);
         if let Err(failed) = hands.carry_out(std::slice::from_ref(&step)).await {
             tracing::warn!(%step, error = %failed.cause, "failed to take a step back");
             failures.push((step, failed.cause));
