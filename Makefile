@@ -1,6 +1,7 @@
 # make demo                the product on two simulated nodes (ARGS=--keep leaves them running)
 # make test                all lanes of proof; LANE=unit, LANE=lab or LANE=kube for one
 # make simulate            a million seeded schedules of the address allocator (make test: 100,000)
+# make kill-rounds         everything killed, torn, full and gone, all rounds of it (half an hour); the lab lane has some
 # make bench               the product against the reference plugins: one table, below ten minutes
 # make build               all binaries as a release: target/release, and the static CNI ones in target/<host>/cni
 # make clean-lab           removes what a killed or kept demo or test left behind
@@ -10,7 +11,7 @@ ARGS ?=
 HOST = $(shell rustc -vV | sed -n "s/^host: //p")
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: build cni test demo bench clean-lab simulate
+.PHONY: build cni test kill-rounds demo bench clean-lab simulate
 
 build: cni
 	cargo build --release --locked -p standalone -p controller -p bridge-agent -p cli --bins
@@ -25,6 +26,9 @@ test:
 
 simulate:
 	MOORING_SCHEDULES=1000000 cargo test --profile lab --locked -p ipam --test simulation every_schedule -- --nocapture
+
+kill-rounds:
+	@scripts/test.sh kill-rounds
 
 demo:
 	@scripts/deps.sh lab

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs the lanes of proof: `test.sh unit`, `test.sh lab`, `test.sh kube` or `test.sh all`. A lane that cannot run fails with the reason.
+# Runs the lanes of proof: `test.sh unit`, `test.sh lab`, `test.sh kube` or `test.sh all`; and `test.sh kill-rounds`, all of what
+# the lab lane has a part of. A lane that cannot run fails with the reason.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -34,12 +35,29 @@ unit() {
     cargo test --no-fail-fast --workspace $flags --lib --bins $(targets unit)
 }
 
+# The lab runs the processes as users run them, so all binaries must be there before the first test. An agent that can be made
+# to stop at any step of its work comes first and under another name: what is left in its place is what is shipped.
+bins() {
+    built="${CARGO_TARGET_DIR:-target}/lab"
+    # shellcheck disable=SC2086
+    cargo build --workspace --bins --features bridge-agent/stop-at-step $flags
+    cp -f "$built/mooring-agent" "$built/mooring-agent-stopping"
+    # shellcheck disable=SC2086
+    cargo build --workspace --bins $flags
+}
+
+kill_rounds() {
+    [ "$(id -u)" = 0 ] || { echo "kill-rounds: not root, and network namespaces need root" >&2; exit 1; }
+    scripts/deps.sh lab
+    bins
+    # shellcheck disable=SC2086
+    MOORING_KILL_ROUNDS=full cargo test --no-fail-fast --workspace $flags --test lab_kill --test lab_burst -- --test-threads=1 --nocapture
+}
+
 lab() {
     [ "$(id -u)" = 0 ] || { echo "lab: not root, and network namespaces need root" >&2; exit 1; }
     scripts/deps.sh lab
-    # The lab runs the processes as users run them, so all binaries must be there before the first test.
-    # shellcheck disable=SC2086
-    cargo build --workspace --bins $flags
+    bins
     # One test at a time: they are full machines with their own daemons, and a timeout must mean something.
     # shellcheck disable=SC2046,SC2086
     cargo test --no-fail-fast --workspace $flags $(targets lab) -- --test-threads=1
@@ -69,6 +87,7 @@ case "${1:-all}" in
     unit) unit ;;
     lab) lab ;;
     kube) kube ;;
+    kill-rounds) kill_rounds ;;
     all) unit; lab; kube ;;
-    *) echo "unknown LANE '$1': one of unit, lab, kube, all" >&2; exit 2 ;;
+    *) echo "unknown LANE '$1': one of unit, lab, kube, kill-rounds, all" >&2; exit 2 ;;
 esac

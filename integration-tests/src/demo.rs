@@ -130,6 +130,7 @@ impl Demo {
         self.matrix("pods with one NIC on br1 (172.18.0.0/16)", &pods, ["test-app", "neighbour"], "172.18.0.1")?;
         self.matrix("pods with net1 by macvlan on ens192 (10.6.0.0/16)", &pods, ["nginx", "nginx-net1"], "10.6.0.1")?;
         self.routes(&pods)?;
+        self.oracle()?;
         self.product.check()
     }
 
@@ -424,7 +425,15 @@ impl Demo {
             }
             Ok(())
         })?;
+        self.oracle()?;
         self.product.check()
+    }
+
+    /// A program that shares no code with the product looks at all of it.
+    fn oracle(&self) -> Result<()> {
+        crate::oracle::silent(&self.lab, &self.product)?;
+        self.step("the leak oracle finds nothing duplicate, leaked or stale");
+        Ok(())
     }
 
     /// How many rows were wrong.

@@ -169,6 +169,11 @@ impl Kube {
         Ok(())
     }
 
+    /// The command line of `kubectl` as an account, up to what it is to do.
+    pub fn command(&self, account: &str) -> String {
+        format!("{} --kubeconfig {}", self.kubectl.display(), self.kubeconfig(account).display())
+    }
+
     /// `kubectl` as an account; its standard output.
     ///
     /// # Errors

@@ -37,6 +37,9 @@ pub struct Config {
     pub exe: PathBuf,
 }
 
+/// Between two tries of what has to succeed. A kubelet waits longer; a test's patience is short.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// What a pod's task is to bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
@@ -137,12 +140,20 @@ async fn own(client: Client, config: Config, pod: Pod, mut wanted: watch::Receiv
         match start(&config, &pod).await {
             Ok((sandbox, addresses)) => {
                 running = Some(sandbox);
-                if let Err(e) = report(&pods, &config, &pod, &addresses).await {
+                while let Err(e) = report(&pods, &config, &pod, &addresses).await {
                     eprintln!("{name}: status: {e:#}");
+                    let over = tokio::time::timeout(RETRY, wanted.wait_for(|w| *w == Wanted::Gone)).await;
+                    if over.is_ok() {
+                        break;
+                    }
                 }
                 break;
             }
-            Err(e) => {
+            Err(Failed { error: e, left }) => {
+                // What the runtime could not take back it keeps, and tries again beside the next sandbox.
+                if let Some(left) = left {
+                    tokio::spawn(end(client.clone(), config.clone(), pod.clone(), *left));
+                }
                 eprintln!("{name}: {e:#}");
                 warn(&client, &pod, &config.node, &format!("Failed to create pod sandbox: {e:#}")).await;
                 // A kubelet's own pause grows as well; 2 s keeps a test's patience short.
@@ -154,24 +165,36 @@ async fn own(client: Client, config: Config, pod: Pod, mut wanted: watch::Receiv
     if wanted.wait_for(|w| *w == Wanted::Gone).await.is_err() {
         return;
     }
-    while let Some(sandbox) = running.take() {
-        match blocking(move || Ok(stop(&sandbox.1, sandbox.0))).await {
-            Ok(Ok(())) => {}
-            Ok(Err((sandbox, e))) => {
-                eprintln!("{name}: {e:#}");
-                warn(&client, &pod, &config.node, &format!("Failed to stop sandbox: {e:#}")).await;
-                tokio::time::sleep(Duration::from_millis(500)).await;
-                running = Some((*sandbox, config.clone()));
-            }
-            Err(e) => eprintln!("{name}: {e:#}"),
-        }
+    if let Some(sandbox) = running {
+        end(client.clone(), config.clone(), pod.clone(), sandbox).await;
     }
     let mut gone = DeleteParams::default().grace_period(0);
     gone.preconditions = pod.uid().map(|uid| kube::api::Preconditions { uid: Some(uid), resource_version: None });
-    match pods.delete(&name, &gone).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
-        Err(e) => eprintln!("{name}: failed to end the pod: {e}"),
+    loop {
+        match pods.delete(&name, &gone).await {
+            Ok(_) => return,
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return,
+            Err(e) => eprintln!("{name}: failed to end the pod: {e}"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// DEL of one sandbox, again until it succeeds.
+async fn end(client: Client, config: Config, pod: Pod, mut sandbox: Running) {
+    let name = pod.name_any();
+    loop {
+        let stopping = config.clone();
+        match blocking(move || Ok(stop(&stopping, sandbox))).await {
+            Ok(Ok(())) => return,
+            Ok(Err((left, e))) => {
+                eprintln!("{name}: {e:#}");
+                warn(&client, &pod, &config.node, &format!("Failed to stop sandbox: {e:#}")).await;
+                tokio::time::sleep(RETRY).await;
+                sandbox = *left;
+            }
+            Err(e) => return eprintln!("{name}: {e:#}"),
+        }
     }
 }
 
@@ -179,39 +202,51 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.context("a blocking task panicked")?
 }
 
-async fn start(config: &Config, pod: &Pod) -> Result<((Running, Config), Vec<String>)> {
+/// A sandbox that did not come up, and what DEL could not take back of it.
+struct Failed {
+    error: anyhow::Error,
+    left: Option<Box<Running>>,
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, left: None }
+    }
+}
+
+async fn start(config: &Config, pod: &Pod) -> Result<(Running, Vec<String>), Failed> {
     let (config, pod) = (config.clone(), pod.clone());
-    blocking(move || {
-        // As the runtime does, the configuration is read anew for each sandbox, and remembered for its end.
-        let list = NetworkList::first_in(&config.cni_conf_dir)?;
-        let id = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
-        let netns = format!("cni-{}", uuid::Uuid::new_v4());
-        command("ip", &["netns", "add", &netns])?;
-        let sandbox = Sandbox {
-            args: format!(
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={}",
-                pod.namespace().unwrap_or_default(),
-                pod.name_any(),
-                pod.uid().unwrap_or_default()
-            ),
-            netns: format!("/run/netns/{netns}"),
-            id,
-            ifname: "eth0".into(),
-            capabilities: Default::default(),
-        };
-        let mut running = Running { list, sandbox, netns, server: None };
-        match bring_up(&config, &mut running) {
-            Ok(addresses) => Ok(((running, config), addresses)),
-            Err(e) => {
-                // The runtime takes back a failed sandbox with DEL before it says so.
-                if let Err((_, also)) = stop(&config, running) {
-                    return Err(e.context(format!("and then DEL: {also:#}")));
-                }
-                Err(e)
-            }
-        }
-    })
-    .await
+    let made = blocking(move || Ok(make(&config, &pod)));
+    made.await?
+}
+
+fn make(config: &Config, pod: &Pod) -> Result<(Running, Vec<String>), Failed> {
+    // As the runtime does, the configuration is read anew for each sandbox, and remembered for its end.
+    let list = NetworkList::first_in(&config.cni_conf_dir)?;
+    let id = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+    let netns = format!("cni-{}", uuid::Uuid::new_v4());
+    command("ip", &["netns", "add", &netns])?;
+    let sandbox = Sandbox {
+        args: format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={}",
+            pod.namespace().unwrap_or_default(),
+            pod.name_any(),
+            pod.uid().unwrap_or_default()
+        ),
+        netns: format!("/run/netns/{netns}"),
+        id,
+        ifname: "eth0".into(),
+        capabilities: Default::default(),
+    };
+    let mut running = Running { list, sandbox, netns, server: None };
+    match bring_up(config, &mut running) {
+        Ok(addresses) => Ok((running, addresses)),
+        // The runtime takes back a failed sandbox with DEL before it says so.
+        Err(error) => match stop(config, running) {
+            Ok(()) => Err(Failed { error, left: None }),
+            Err((left, also)) => Err(Failed { error: error.context(format!("and then DEL: {also:#}")), left: Some(left) }),
+        },
+    }
 }
 
 fn bring_up(config: &Config, running: &mut Running) -> Result<Vec<String>> {

@@ -115,6 +115,21 @@ impl Lab {
         self.nodes.iter().map(|n| &n.space).chain([&self.outside, &self.router, &self.switch, &self.control])
     }
 
+    /// Starts on a node what was killed of Open vSwitch.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn revive_ovs(&mut self, number: usize, ovsdb: bool, vswitchd: bool) -> Result<()> {
+        let node = &mut self.nodes[number - 1];
+        if ovsdb {
+            node.start_ovsdb(&self.run)?;
+        }
+        if vswitchd {
+            node.start_vswitchd(&self.run)?;
+        }
+        Ok(())
+    }
+
     /// A node by its number, from 1.
     ///
     /// # Panics

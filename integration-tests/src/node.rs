@@ -104,7 +104,9 @@ impl Node {
         self.start_vswitchd(run)
     }
 
-    fn start_ovsdb(&mut self, run: &Run) -> Result<()> {
+    pub(crate) fn start_ovsdb(&mut self, run: &Run) -> Result<()> {
+        // One that was killed left its socket, and nobody is behind it.
+        let _ = std::fs::remove_file(self.path("/run/openvswitch/db.sock"));
         let mut command = Command::new("ovsdb-server");
         command.args(["/etc/openvswitch/conf.db", "--remote=punix:/var/run/openvswitch/db.sock", "--pidfile", "-vsyslog:off"]);
         // Where else it listens and with which key is in the database: `ovs-vsctl set-manager`, `ovs-vsctl set-ssl`.
@@ -117,12 +119,28 @@ impl Node {
         Ok(())
     }
 
-    fn start_vswitchd(&mut self, run: &Run) -> Result<()> {
+    pub(crate) fn start_vswitchd(&mut self, run: &Run) -> Result<()> {
         let mut command = Command::new("ovs-vswitchd");
         command.args(["--pidfile", "-vsyslog:off"]);
         self.vswitchd = Some(Daemon::start(run, &self.space, "ovs-vswitchd", &mut command)?);
         // Its first words with the database: after that every ovs-vsctl waits for it by itself.
         self.space.run("ovs-vsctl", &["--timeout=10", "set", "Open_vSwitch", ".", "external-ids:hostname=lab"]).map(|_| ())
+    }
+
+    /// Kills ovsdb-server. [`crate::lab::Lab::revive_ovs`] starts it again on the same database.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_ovsdb(&mut self) -> Result<()> {
+        self.ovsdb.take().context("no ovsdb-server runs")?.kill()
+    }
+
+    /// Kills ovs-vswitchd. [`crate::lab::Lab::revive_ovs`] starts it again.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_vswitchd(&mut self) -> Result<()> {
+        self.vswitchd.take().context("no ovs-vswitchd runs")?.kill()
     }
 
     /// A path of the node as the lab's own process sees it.

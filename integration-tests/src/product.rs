@@ -12,6 +12,7 @@ use crate::daemon::Daemon;
 use crate::kube::{ADMIN, AGENT, CONTROLLER, Kube};
 use crate::lab::Lab;
 use crate::node::{CNI_BIN, Node, REFERENCE_PLUGINS};
+use crate::proxy::Proxy;
 use crate::space::{Inside, Space};
 
 /// CNI programs by the name that a configuration gives them, and the binary behind.
@@ -32,6 +33,8 @@ pub struct Product {
     bin: PathBuf,
     /// Where the CNI executables are.
     cni: PathBuf,
+    /// Where the product's own processes ask, if not at `socket`.
+    way: Option<PathBuf>,
     api: Option<Daemon>,
     /// A real API server in place of the standalone one.
     kube: Option<Kube>,
@@ -60,6 +63,20 @@ impl Product {
         let mut product = Self::api_only(lab)?;
         product.stand_ins(lab)?;
         Ok(product)
+    }
+
+    /// As [`Product::start`], where the product's own processes reach the API by another socket: a [`Proxy`]'s, which is in
+    /// front of it. The stand-ins do not: what they do is not what is on trial.
+    ///
+    /// # Errors
+    /// As [`Product::start`].
+    pub fn start_behind(lab: &Lab) -> Result<(Self, Proxy)> {
+        let mut product = Self::api_only(lab)?;
+        let proxy = Proxy::start(&lab.dir().join("way.sock"), &product.socket)?;
+        product.way = Some(proxy.socket().to_owned());
+        let mut product = product.with_ours(lab)?;
+        product.stand_ins(lab)?;
+        Ok((product, proxy))
     }
 
     /// The product alone, for who executes plugins itself. `cni`: where the CNI executables are, if not beside the others.
@@ -114,8 +131,17 @@ impl Product {
     fn nothing(lab: &Lab) -> Result<Self> {
         let bin = lab.exe().parent().context("the lab's program has no directory")?.to_owned();
         let socket = lab.dir().join("api.sock");
-        let mut product =
-            Self { socket, cni: bin.clone(), bin, api: None, kube: None, controller: None, agents: Vec::new(), rest: Vec::new() };
+        let mut product = Self {
+            socket,
+            cni: bin.clone(),
+            bin,
+            way: None,
+            api: None,
+            kube: None,
+            controller: None,
+            agents: Vec::new(),
+            rest: Vec::new(),
+        };
         product.agents.resize_with(lab.nodes.len(), || None);
         Ok(product)
     }
@@ -129,7 +155,10 @@ impl Product {
     fn point(&self, command: &mut Command, account: &str) {
         match &self.kube {
             Some(kube) => command.env("KUBECONFIG", kube.kubeconfig(account)),
-            None => command.arg("--api-socket").arg(&self.socket),
+            None => {
+                let way = self.way.as_ref().filter(|_| account != ADMIN);
+                command.arg("--api-socket").arg(way.unwrap_or(&self.socket))
+            }
         };
     }
 
@@ -152,6 +181,15 @@ impl Product {
         daemon.wait_for(&self.socket)?;
         self.api = Some(daemon);
         Ok(())
+    }
+
+    /// Kills the controller and starts it again.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn crash_controller(&mut self, lab: &Lab) -> Result<()> {
+        self.controller.take().context("no controller runs")?.kill()?;
+        self.start_controller(lab)
     }
 
     fn start_controller(&mut self, lab: &Lab) -> Result<()> {
@@ -182,13 +220,32 @@ impl Product {
     /// # Errors
     /// It does not come up.
     pub fn start_agent(&mut self, lab: &Lab, node: &Node) -> Result<()> {
-        let mut command = Command::new(self.binary("mooring-agent")?);
-        command.args(["--node", node.name()]);
+        self.start_agent_as(lab, node, "mooring-agent", &[])
+    }
+
+    /// As [`Product::start_agent`], another build of it, with more in its environment.
+    ///
+    /// # Errors
+    /// It is not built, or does not come up.
+    pub fn start_agent_as(&mut self, lab: &Lab, node: &Node, program: &str, env: &[(&str, &str)]) -> Result<()> {
+        let mut command = Command::new(self.binary(program)?);
+        command.args(["--node", node.name()]).envs(env.iter().copied());
+        // One that was killed left its socket, and nobody is behind it.
+        let socket = node.path("/run/mooring/cni.sock");
+        let _ = std::fs::remove_file(&socket);
         self.point(&mut command, AGENT);
         let mut daemon = Daemon::start(lab.run(), &node.space, "agent", &mut command)?;
-        daemon.wait_for(&node.path("/run/mooring/cni.sock"))?;
+        daemon.wait_for(&socket)?;
         self.agents[usize::from(node.number) - 1] = Some(daemon);
         Ok(())
+    }
+
+    /// A node's agent.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn agent(&mut self, node: &Node) -> Result<&mut Daemon> {
+        self.agents[usize::from(node.number) - 1].as_mut().with_context(|| format!("no agent runs on {}", node.name()))
     }
 
     /// Takes a node's agent out, to stop or kill it.

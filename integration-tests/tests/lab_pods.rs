@@ -72,5 +72,6 @@ fn pods_of_a_deployment_are_spread_reach_each_other_and_leave_nothing() {
         let links = node.space.run("ip", &["-br", "link"]).unwrap();
         assert!(!links.contains("veth"), "{links}");
     }
+    integration_tests::oracle::silent(&lab, &product).unwrap();
     product.check().unwrap();
 }

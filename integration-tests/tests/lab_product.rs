@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use integration_tests::cluster::{BRIDGES, Cluster, EVENTS, NODE_NETWORKS, NODES, PODS, text};
 use integration_tests::lab::{Lab, OUTSIDE, Options};
+use integration_tests::oracle;
 use integration_tests::product::{From, Product, wait_until};
 use serde_json::Value;
 
@@ -117,6 +118,15 @@ impl World {
         let ports = self.vsctl(node, &["list-ports", "br1"]);
         ensure!(ports == "eth0", "ports: {ports}");
         Ok(())
+    }
+}
+
+impl Drop for World {
+    /// However a story ends, nothing is duplicate, leaked or stale.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            oracle::silent(&self.lab, &self.product).unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.run().tails(20)));
+        }
     }
 }
 

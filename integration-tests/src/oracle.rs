@@ -1,0 +1,46 @@
+//! The end of every test of the lab: the leak oracle, a program that knows nothing of ours, looks at all nodes and the API.
+//! Here is only how it is started.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::kube::ADMIN;
+use crate::lab::Lab;
+use crate::product::{Product, program};
+
+/// Nothing is duplicate, leaked or stale, a few seconds from now at the latest.
+///
+/// # Errors
+/// Something stays so: a line each.
+pub fn silent(lab: &Lab, product: &Product) -> Result<()> {
+    settled(lab, product, 20)
+}
+
+/// As [`silent`], with another patience.
+///
+/// # Errors
+/// As there.
+pub fn settled(lab: &Lab, product: &Product, seconds: u64) -> Result<()> {
+    let mut command = Command::new(program(lab, "mooring-oracle")?);
+    command.arg("--settle").arg(seconds.to_string());
+    for node in &lab.nodes {
+        command.arg("--node").arg(format!("{}={}", node.name(), node.space.pid()));
+    }
+    for nic in ["net6", "net172"] {
+        command.arg("--wire").arg(format!("{}:{nic}", lab.router.pid()));
+    }
+    match product.kube() {
+        None => command.arg("--api-socket").arg(&product.socket),
+        Some(kube) => {
+            let inside = format!("nsenter -t {} -n", lab.control.pid());
+            command.arg("--api-command").arg(format!("{inside} {} get --raw", kube.command(ADMIN)))
+        }
+    };
+    let output = command.output().context("failed to start the oracle")?;
+    if !output.status.success() {
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!("the oracle says:\n{out}{err}");
+    }
+    Ok(())
+}
