@@ -36,6 +36,12 @@ pub enum Error {
     ChecksumUnchanged { dev: String, asked_on: bool },
     #[error("link {0} has no Ethernet address to announce with")]
     NotEthernet(String),
+    #[error("failed to open a packet socket")]
+    OpenPacket { source: io::Error },
+    #[error("failed to send a frame")]
+    SendFrame { source: io::Error },
+    #[error("failed to join the solicited-node groups of IPv6 addresses on {dev}")]
+    Join { dev: String, source: io::Error },
 }
 
 impl Error {
@@ -48,6 +54,9 @@ impl Error {
             | Self::Open { source }
             | Self::Send { source }
             | Self::Receive { source }
+            | Self::OpenPacket { source }
+            | Self::SendFrame { source }
+            | Self::Join { source, .. }
             | Self::Sysctl { source, .. } => source.raw_os_error().map(Errno::from_raw),
             _ => None,
         }

@@ -69,17 +69,27 @@ impl Monitor {
 
     /// True as soon as something changes, false when the time is over.
     pub fn wait(&self, until: Instant) -> Result<bool, Error> {
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            // Rounded up, else it would spin through the last millisecond.
-            let left_ms = left.saturating_add(Duration::from_micros(999)).as_millis();
-            let timeout = PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return Ok(false),
-                Ok(_) if self.changed()? => return Ok(true),
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(e) => return Err(Error::Receive { source: e.into() }),
+        while readable(&self.socket, until)? {
+            if self.changed()? {
+                return Ok(true);
             }
+        }
+        Ok(false)
+    }
+}
+
+/// Waits until there is something to read; false when the time is over.
+pub(crate) fn readable(socket: &impl AsFd, until: Instant) -> Result<bool, Error> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up, else it would spin through the last millisecond.
+        let left_ms = left.saturating_add(Duration::from_micros(999)).as_millis();
+        let timeout = PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(Error::Receive { source: e.into() }),
         }
     }
 }

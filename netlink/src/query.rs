@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use model::observed::{Link, NetnsState};
+use model::observed::{Addr, Link, NetnsState};
 use model::{Cidr, IfName, Route, Rule};
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage as Ask;
@@ -100,6 +100,14 @@ impl Socket {
     fn routes(&self, names: &Names) -> Result<Vec<Route>, Error> {
         let routes = self.dump(Ask::GetRoute(RouteMessage::default()))?;
         Ok(routes.iter().filter_map(|(_, body)| read::routes(body, names)).flatten().collect())
+    }
+
+    /// Of both families.
+    pub fn addresses_of(&self, link: &Link) -> Result<Vec<Addr>, Error> {
+        let names: Names = [(link.index, link.name.clone())].into();
+        // The kernel's own filter by link is a matter of versions; a namespace that this is used in has a few addresses.
+        let all = self.dump(Ask::GetAddress(AddressMessage::default()))?;
+        Ok(all.iter().filter_map(|(_, body)| read::addr(body, &names)).collect())
     }
 
     /// Of both families, without those that `Rule` has no words for.
