@@ -9,8 +9,9 @@ case "${1:-lab}" in
     # ring, under rustls, compiles C.
     build) packages="gcc libc6-dev" ;;
     # Open vSwitch is what bridges are made of; the reference plugins are the pods' cluster network and a judge of ours;
-    # the rest reads state back: no check trusts our own code for that.
-    lab) packages="gcc libc6-dev openvswitch-switch containernetworking-plugins iproute2 iputils-ping ethtool tcpdump util-linux" ;;
+    # podman 4, with runc, is a second runtime on the same host, its containers a static busybox; the rest reads state back: no
+    # check trusts our own code for that.
+    lab) packages="gcc libc6-dev openvswitch-switch containernetworking-plugins podman runc busybox-static iproute2 iputils-ping ethtool tcpdump util-linux" ;;
     # The API server's store, beside the lab; without Go, kube-tools.sh fetches one into a venv.
     kube)
         "$0" lab

@@ -108,6 +108,15 @@ impl NetConf {
             Some(v) => Err(Error::config(format!("socket {v}: must be an absolute path"))),
         }
     }
+
+    /// `alone`: the plugin works by itself, also on a host that has an agent: podman's networks beside a kubelet's.
+    pub fn alone(&self) -> Result<bool, Error> {
+        match self.raw.get("alone") {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(alone)) => Ok(*alone),
+            Some(v) => Err(Error::config(format!("alone {v}: must be true or false"))),
+        }
+    }
 }
 
 /// Both spellings: 1.1.0 as first published said `cni.dev/attachments`, and libcni sets both.

@@ -64,7 +64,7 @@ pub fn run(about: &str, alone: Option<Alone>) -> ExitCode {
         None => match alone {
             Some(alone) => alone(&request),
             None => Err(Error::config(format!(
-                "socket: missing, and {AGENT_FILE} is not there: {about} has no work of its own, it needs the node's agent"
+                "socket: missing, and {AGENT_FILE} is not there or alone is set: {about} has no work of its own, it needs the node's agent"
             ))),
         },
     });
@@ -93,10 +93,18 @@ pub struct Agent {
     pub spool: PathBuf,
 }
 
-/// Configuration decides who does the work: `socket`, else the installer's file. Never whether a socket answers, or an
+/// Configuration decides who does the work: `alone` or `socket`, else the installer's file. Never whether a socket answers, or an
 /// agent that is restarting would have plugins doing its work behind its back.
 fn agent_of(request: &Request) -> Result<Option<Agent>, Error> {
     let named = request.conf.socket()?;
+    if request.conf.alone()? {
+        return match named {
+            Some(socket) => {
+                Err(Error::config(format!("alone true: must not stand beside socket {socket:?}, which names an agent")))
+            }
+            None => Ok(None),
+        };
+    }
     let text = match std::fs::read_to_string(AGENT_FILE) {
         Ok(t) => Some(t),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
@@ -294,6 +302,22 @@ fn read_exact(stream: &mut UnixStream, buf: &mut [u8], deadline: Instant, limit:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_does_the_work_is_the_configurations_to_say() {
+        let agent = |extra: Value| {
+            let mut conf = serde_json::json!({"cniVersion": "1.0.0", "name": "n", "type": "cni-macvlan"});
+            conf.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            let raw = RawCall { command: "STATUS".into(), path: "/opt/cni/bin".into(), ..RawCall::default() };
+            agent_of(&Request::from_value(&raw, conf).unwrap()).map(|a| a.map(|a| a.socket)).map_err(|e| e.to_string())
+        };
+        assert_eq!(agent(serde_json::json!({"socket": "/s"})), Ok(Some("/s".into())));
+        assert_eq!(agent(serde_json::json!({"alone": true})), Ok(None));
+        assert_eq!(agent(serde_json::json!({"alone": false, "socket": "/s"})), Ok(Some("/s".into())));
+        let both = "alone true: must not stand beside socket \"/s\", which names an agent";
+        assert_eq!(agent(serde_json::json!({"alone": true, "socket": "/s"})), Err(both.into()));
+        assert_eq!(agent(serde_json::json!({"alone": "yes"})), Err("alone \"yes\": must be true or false".into()));
+    }
 
     #[test]
     fn the_installers_file_names_socket_and_spool() {

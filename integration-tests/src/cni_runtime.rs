@@ -9,6 +9,20 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
+/// One plugin's GC, by the caller's program as the runtime.
+///
+/// # Errors
+/// The plugin is not there or fails: with what it printed.
+pub fn gc(plugin: &Path, conf: &str) -> Result<()> {
+    let mut command = Command::new(plugin);
+    command.env("CNI_COMMAND", "GC").env("CNI_PATH", format!("{}:{}", crate::node::CNI_BIN, crate::node::REFERENCE_PLUGINS));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(conf.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "GC: {}", String::from_utf8_lossy(&output.stdout).trim());
+    Ok(())
+}
+
 /// A failed call: what the plugin said, and which one.
 #[derive(Debug, thiserror::Error)]
 #[error("plugin type={plugin:?} failed ({verb}): {msg}{}", if details.is_empty() { String::new() } else { format!(": {details}") })]

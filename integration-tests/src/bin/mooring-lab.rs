@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use integration_tests::cni_runtime::Runtime;
 use integration_tests::lab::{Lab, Options};
-use integration_tests::{apply, bench, demo, deployments, echo, kubelet, run, space};
+use integration_tests::{apply, bench, cni_runtime, demo, deployments, echo, kubelet, run, space};
 
 #[derive(Parser)]
 #[command(about = "The lab: simulated nodes with real Open vSwitch and real CNI plugins")]
@@ -106,6 +106,13 @@ enum Cmd {
         #[arg(short = 'f', required = true)]
         files: Vec<PathBuf>,
     },
+    /// Tell a CNI plugin, as the kubelet of this machine, which attachments are valid (its GC verb)
+    #[command(hide = true)]
+    Gc {
+        plugin: PathBuf,
+        /// The network's configuration, with `cni.dev/valid-attachments`
+        conf: String,
+    },
     /// Remove what killed and kept runs left behind
     Clean,
     /// List what runs left behind; fails if there is anything
@@ -156,6 +163,7 @@ fn act(command: Cmd) -> Result<ExitCode> {
                 }
             }
         }
+        Cmd::Gc { plugin, conf } => cni_runtime::gc(&plugin, &conf)?,
         Cmd::Clean => {
             for run in run::clean()? {
                 println!("removed {run}");
