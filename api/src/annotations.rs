@@ -252,12 +252,28 @@ pub fn l2_domain(a: &Map) -> Result<String, Invalid> {
     Ok(value.clone())
 }
 
+/// What a pool says about probes; none leaves it to the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Detect {
+    pub conflict: Option<bool>,
+    pub gateway: Option<bool>,
+}
+
+pub fn detect(a: &Map) -> Result<Detect, Invalid> {
+    Ok(Detect { conflict: flag(a, keys::DETECT_CONFLICT)?, gateway: flag(a, keys::DETECT_GATEWAY)? })
+}
+
 /// Repair of a Bridge or Node is stopped.
 pub fn paused(a: &Map) -> Result<bool, Invalid> {
-    match a.get(keys::PAUSED).map(String::as_str) {
-        None | Some("false") => Ok(false),
-        Some("true") => Ok(true),
-        Some(other) => Err(Invalid::new(keys::PAUSED, other, "is neither true nor false")),
+    Ok(flag(a, keys::PAUSED)?.unwrap_or(false))
+}
+
+fn flag(a: &Map, key: &str) -> Result<Option<bool>, Invalid> {
+    match a.get(key).map(String::as_str) {
+        None => Ok(None),
+        Some("false") => Ok(Some(false)),
+        Some("true") => Ok(Some(true)),
+        Some(other) => Err(Invalid::new(key, other, "is neither true nor false")),
     }
 }
 
@@ -361,5 +377,12 @@ mod tests {
         }
         assert!(paused(&a(keys::PAUSED, "true")).unwrap());
         assert!(paused(&a(keys::PAUSED, "yes")).is_err());
+        assert_eq!(detect(&Map::new()).unwrap(), Detect::default());
+        assert_eq!(detect(&a(keys::DETECT_CONFLICT, "false")).unwrap(), Detect { conflict: Some(false), gateway: None });
+        assert_eq!(detect(&a(keys::DETECT_GATEWAY, "true")).unwrap(), Detect { conflict: None, gateway: Some(true) });
+        assert_eq!(
+            detect(&a(keys::DETECT_GATEWAY, "1")).unwrap_err().to_string(),
+            "mooring.dev/detect-gateway: \"1\": is neither true nor false"
+        );
     }
 }

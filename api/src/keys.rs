@@ -11,6 +11,10 @@ pub const BRIDGE_RESOURCE_PREFIX: &str = "ovs-cni.network.kubevirt.io/";
 pub const L2_DOMAIN: &str = "mooring.dev/l2-domain";
 /// The domain of a pool that names none.
 pub const DEFAULT_L2_DOMAIN: &str = "default";
+/// On a pool, `true` or `false`: before a pod uses an address of it, its segment is asked whether somebody else does.
+pub const DETECT_CONFLICT: &str = "mooring.dev/detect-conflict";
+/// On a pool, `true` or `false`: a pod gets an address of it only where its gateway answers.
+pub const DETECT_GATEWAY: &str = "mooring.dev/detect-gateway";
 /// `true` on a Bridge or Node stops repair.
 pub const PAUSED: &str = "mooring.dev/paused";
 /// On a Pod: the addresses it wants.

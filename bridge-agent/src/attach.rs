@@ -5,12 +5,14 @@
 //! what cannot be given back at once stays in the journal and is tried again behind the reply.
 
 pub mod addresses;
+mod announce;
 pub mod coordinator;
 pub mod foreign;
 mod gc;
 pub mod meta;
 pub mod nic;
 pub mod pools;
+mod probe;
 mod ready;
 mod take;
 
@@ -65,6 +67,7 @@ pub struct Agent<H> {
     pub events: Arc<Events>,
     pub spool: Spool,
     coordinating: tokio::sync::Mutex<()>,
+    announcing: announce::Announcing,
 }
 
 impl<H> std::fmt::Debug for Agent<H> {
@@ -166,6 +169,7 @@ impl<H: Host + 'static> Agent<H> {
             endpoints,
             events,
             coordinating: tokio::sync::Mutex::default(),
+            announcing: announce::Announcing::default(),
         }
     }
 

@@ -27,6 +27,8 @@ const MESSAGE_MAX: usize = 1024;
 pub enum Reason {
     /// No pool gives this pod an address.
     NoAddress,
+    /// Somebody outside of the cluster uses an address of a pool.
+    AddressConflict,
     /// An annotation cannot be read.
     InvalidAnnotation,
     /// A network that the pod names is not there or is no configuration.
@@ -41,6 +43,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Reason::NoAddress => "NoAddress",
+            Reason::AddressConflict => "AddressConflict",
             Reason::InvalidAnnotation => "InvalidAnnotation",
             Reason::NoNetwork => "NoNetwork",
             Reason::AttachFailed => "AttachFailed",

@@ -4,6 +4,7 @@ use super::*;
 use cni::request::RawCall;
 use model::observed::{Addr, LinkKind, NetnsState};
 use model::{AttachmentId, Owner, Route, RunBy};
+use planner::step::Probe;
 use planner::{Aim, Gateways, Nic, NicRoute};
 use serde_json::{Value, json};
 
@@ -88,6 +89,7 @@ fn attach() -> Attach {
             ],
             has_ipam: true,
         },
+        probe: Probe::default(),
     }
 }
 
@@ -156,6 +158,22 @@ fn a_pod_nic_is_planned_from_nothing_to_announced() {
     assert_eq!((m.mode, m.mtu.map(Mtu::get), m.bc_queue_len), (MacvlanMode::Vepa, Some(1400), Some(9)));
     assert_eq!(m.mac.unwrap().to_string(), "0a:58:0a:06:01:0a");
     assert_eq!(Owner::from_alias(&m.alias), Some(attach().owner));
+}
+
+#[test]
+fn a_nic_that_is_to_ask_comes_up_and_asks_before_it_has_addresses() {
+    let probe = Probe {
+        unused: vec!["10.6.1.10".parse().unwrap()],
+        gateways: vec![("10.6.0.1".parse().unwrap(), "10.6.1.10".parse().unwrap())],
+    };
+    let plan = conf(json!({"master":"ens192"})).unwrap().plan_add(&Attach { probe, ..attach() }, &seen()).unwrap().to_string();
+    let middle = "  4. set link eth0 (pod) up
+  5. probe 10.6.1.10 gateway 10.6.0.1 dev eth0
+  6. add address 10.6.1.10/16 dev eth0 (pod)
+  7. add address fd00:10:6::1:10/64 dev eth0 (pod)
+  8. add route default via 10.6.0.1 dev eth0 (pod)
+";
+    assert!(plan.contains(middle), "{plan}");
 }
 
 #[test]

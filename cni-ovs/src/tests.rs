@@ -6,6 +6,7 @@ use cni::request::RawCall;
 use cni_plugin::garbage::{PROCESS_KEY, RUNTIME_KEY, Stays};
 use model::observed::{Link, LinkKind, NetnsState, Observed, Ovs, OvsBridge, OvsInterface, OvsPort};
 use model::{AttachmentId, IfName, Mtu, Owner, RunBy, Tag, Trunks};
+use planner::step::Probe;
 use planner::{Attach, Class, Gateways, MainPlugin, Nic, NicRoute, Plan, Refusal, Step};
 use serde_json::{Value, json};
 
@@ -88,6 +89,7 @@ fn attach() -> Attach {
             routes: vec![NicRoute::new(model::Cidr::default_v4(), None)],
             has_ipam: true,
         },
+        probe: Probe::default(),
     }
 }
 

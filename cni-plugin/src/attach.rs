@@ -2,6 +2,7 @@
 
 use cni::{AddResult, Error, Request};
 use model::{AttachmentId, Owner, RunBy};
+use planner::step::Probe;
 use planner::{Attach, Class, Gateways, Nic, NicRoute, Ns, Plan, Refusal, Step};
 
 /// The attachment that a call is about. `nic` is what an IPAM said (ADD), what `prevResult` says (CHECK), or nothing (DEL).
@@ -20,6 +21,7 @@ pub fn attach_of(request: &Request, nic: Nic, by: RunBy) -> Result<Attach, Error
             _ => cni::args::wanted_mac(&request.conf, &request.args)?,
         },
         nic,
+        probe: Probe::default(),
     })
 }
 

@@ -41,7 +41,7 @@ pub fn name_is_free(attach: &Attach, seen: &Observed) -> Result<(), Refusal> {
 }
 
 /// Steps from a link that was just made, down, to one that talks: addresses before it comes up, so that its first packet has
-/// the right source; routes after, for the kernel takes none through a link that is down. `mtu` is the link's.
+/// the right source (unless it is asked first whether they are free); routes after, for the kernel takes none through a link that is down. `mtu` is the link's.
 pub fn configure(plan: &mut Plan, attach: &Attach, seen: &Observed, mtu: u32) {
     let (ns, dev) = (Ns::Pod, &attach.ifname);
     let sysctl = |key: &str, value: &str| Step::SetSysctl {
@@ -57,10 +57,17 @@ pub fn configure(plan: &mut Plan, attach: &Attach, seen: &Observed, mtu: u32) {
             plan.push(sysctl("disable_ipv6", "0"));
         }
     }
-    for addr in &attach.nic.addrs {
-        plan.push(Step::AddAddr { ns, dev: dev.clone(), addr: *addr, nodad: true });
+    let up = Step::SetLink { ns, name: dev.clone(), set: LinkSet::up(true), was: LinkSet::up(false) };
+    let addrs = attach.nic.addrs.iter().map(|addr| Step::AddAddr { ns, dev: dev.clone(), addr: *addr, nodad: true });
+    if attach.probe.is_empty() {
+        plan.steps.extend(addrs);
+        plan.push(up);
+    } else {
+        // The link has to talk before it has an address.
+        plan.push(up);
+        plan.push(Step::Probe { ns, dev: dev.clone(), ask: attach.probe.clone() });
+        plan.steps.extend(addrs);
     }
-    plan.push(Step::SetLink { ns, name: dev.clone(), set: LinkSet::up(true), was: LinkSet::up(false) });
     for route in routes(attach) {
         if seen.pod.routes.iter().all(|r| !same_key(r, &route)) {
             plan.push(Step::AddRoute { ns, route });

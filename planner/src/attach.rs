@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use model::observed::{Observed, Scope};
 use model::{Cidr, IfAddr, IfName, MacAddr, Owner, PodRef};
 
+use crate::step::Probe;
 use crate::{Plan, Refusal};
 
 /// The NIC that is to be made or taken away.
@@ -22,6 +23,8 @@ pub struct Attach {
     /// Asked for by the user, by any of the ways there are; none: derived from the first address.
     pub mac: Option<MacAddr>,
     pub nic: Nic,
+    /// What is to be found out before the addresses are used.
+    pub probe: Probe,
 }
 
 /// What an IPAM said. IPv4 first, always.

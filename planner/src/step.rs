@@ -103,6 +103,13 @@ pub enum Step {
         dev: IfName,
         on: bool,
     },
+    /// Asks the segment before addresses are used. Fails where somebody uses one already, a gateway does not answer, or the link
+    /// has no carrier to ask by. No inverse.
+    Probe {
+        ns: Ns,
+        dev: IfName,
+        ask: Probe,
+    },
     /// Gratuitous ARP and unsolicited neighbour advertisement for each address, after the link has carrier. No inverse.
     Announce {
         ns: Ns,
@@ -131,6 +138,23 @@ pub enum Step {
         set: PortSet,
         was: PortSet,
     },
+}
+
+/// What an interface is to find out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Probe {
+    /// Addresses that nobody else may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unused: Vec<IpAddr>,
+    /// Gateways that have to answer, each with the interface's address that asks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<(IpAddr, IpAddr)>,
+}
+
+impl Probe {
+    pub fn is_empty(&self) -> bool {
+        self.unused.is_empty() && self.gateways.is_empty()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -256,7 +280,7 @@ impl Step {
         Some(match self.clone() {
             AddMacvlan(m) => DelLink { ns: Ns::Pod, name: m.name },
             AddVeth(v) => DelLink { ns: Ns::Host, name: v.host_name },
-            DelLink { .. } | Announce { .. } => return None,
+            DelLink { .. } | Probe { .. } | Announce { .. } => return None,
             SetLink { ns, name, set, was } => SetLink { ns, name, set: was, was: set },
             AddAddr { ns, dev, addr, .. } => DelAddr { ns, dev, addr },
             DelAddr { ns, dev, addr } => AddAddr { ns, dev, addr, nodad: true },
@@ -322,6 +346,16 @@ impl fmt::Display for Step {
             SetSysctl { ns, key, value, .. } => write!(f, "set {key} = {value} ({ns})"),
             SetTxChecksum { ns, dev, on } => {
                 write!(f, "set tx checksum offload {} dev {dev} ({ns})", if *on { "on" } else { "off" })
+            }
+            Probe { dev, ask, .. } => {
+                write!(f, "probe")?;
+                for ip in &ask.unused {
+                    write!(f, " {ip}")?;
+                }
+                for (gateway, _) in &ask.gateways {
+                    write!(f, " gateway {gateway}")?;
+                }
+                write!(f, " dev {dev}")
             }
             Announce { dev, ips, .. } => {
                 write!(f, "announce")?;

@@ -1,8 +1,10 @@
 //! Why a host could not be looked at or changed.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use model::MacAddr;
 use netlink::Errno;
 use planner::Step;
 
@@ -105,6 +107,12 @@ pub enum StepError {
     InterfaceGone(String),
     #[error("ovs-vswitchd gave interface {interface} no ofport within {waited_s} s")]
     NoOfport { interface: String, waited_s: u64 },
+    #[error("somebody with the hardware address {mac} uses {ip} already")]
+    Duplicate { ip: IpAddr, mac: MacAddr },
+    #[error("gateway {0} does not answer on this segment")]
+    GatewaySilent(IpAddr),
+    #[error("the interface has no carrier to ask by")]
+    NoCarrier,
     #[error("the step was cut short: {0}")]
     Task(String),
     /// Only where a test asked for it.
@@ -132,6 +140,9 @@ impl StepError {
             Self::OvsChanged => "Changed",
             Self::Ovs(_) => "OpenVSwitchRefused",
             Self::Interface { .. } | Self::InterfaceGone(_) | Self::NoOfport { .. } => "InterfaceFailed",
+            Self::Duplicate { .. } => "DuplicateAddress",
+            Self::GatewaySilent(_) => "GatewaySilent",
+            Self::NoCarrier => "NoCarrier",
             Self::Task(_) => "Aborted",
             Self::Injected => "Injected",
         }
@@ -170,6 +181,8 @@ fn likely(step: &Step, cause: &StepError) -> Option<&'static str> {
         }
         (_, _, Some(Errno::EPERM)) => "the process lacks CAP_NET_ADMIN or CAP_SYS_ADMIN",
         (_, StepError::NoOfport { .. }, _) => "ovs-vswitchd is not running or hangs",
+        (_, StepError::GatewaySilent(_), _) => "the gateway is down, or the interface is in another VLAN than it",
+        (_, StepError::NoCarrier, _) => "the parent's cable or its switch port is down",
         (_, StepError::NoOvs | StepError::OvsDown(_), _) => "openvswitch is not installed or not running on this host",
         _ => return None,
     })

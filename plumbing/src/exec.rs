@@ -95,7 +95,7 @@ pub(crate) fn place(step: &Step) -> Place {
         | DelRule { ns, .. }
         | AddNeighbour { ns, .. }
         | DelNeighbour { ns, .. } => Place::Netlink(*ns),
-        SetSysctl { .. } | SetTxChecksum { .. } | Announce { .. } => Place::Alone,
+        SetSysctl { .. } | SetTxChecksum { .. } | Probe { .. } | Announce { .. } => Place::Alone,
         AddBridge(_) | DelBridge(_) | SetBridge { .. } | AddPort { .. } | DelPort { .. } | SetPort { .. } => Place::Ovsdb,
     }
 }

@@ -111,6 +111,24 @@ impl FakeHost {
         self.lock().ovs_down = down;
     }
 
+    /// A host of the segment that is none of ours uses this address, or no longer does.
+    pub fn set_stranger(&self, ip: IpAddr, mac: Option<MacAddr>) {
+        match mac {
+            Some(mac) => drop(self.lock().strangers.insert(ip, mac)),
+            None => drop(self.lock().strangers.remove(&ip)),
+        }
+    }
+
+    /// This gateway stops answering.
+    pub fn silence(&self, gateway: IpAddr) {
+        self.lock().silent.insert(gateway);
+    }
+
+    /// What was announced again, by pod and interface.
+    pub fn announced_again(&self) -> Vec<(String, IfName, Vec<IpAddr>)> {
+        self.lock().announced_again.clone()
+    }
+
     /// Plans in the order in which they came, with the pod's name, those that failed too.
     pub fn applied(&self) -> Vec<(Option<String>, Plan)> {
         self.lock().applied.clone()
@@ -203,6 +221,18 @@ impl Host for FakeHost {
             out.extend(links(Ns::Pod, pod));
         }
         Ok(out)
+    }
+
+    async fn announce_again(&self, pod: &Netns, dev: &IfName, ips: &[IpAddr]) -> Result<bool, HostError> {
+        let mut world = self.lock();
+        let key = pod.to_string();
+        let has = |ip: &&IpAddr| world.pods.get(&key).is_some_and(|p| p.addrs_of(dev).any(|a| a.addr.ip() == **ip));
+        let still: Vec<IpAddr> = ips.iter().filter(has).copied().collect();
+        let any = !still.is_empty();
+        if any {
+            world.announced_again.push((key, dev.clone(), still));
+        }
+        Ok(any)
     }
 
     /// By the longest prefix of the main table.

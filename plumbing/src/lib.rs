@@ -48,6 +48,9 @@ pub trait Host: Send + Sync {
     /// Everything that carries our mark: links of the host and of `pod`, ports of Open vSwitch.
     fn find_marked(&self, pod: Option<&Netns>) -> impl Future<Output = Result<Vec<Marked>, HostError>> + Send;
 
+    /// Announces those of `ips` that `dev` of `pod` has (still), once more; true where something was sent. Changes nothing.
+    fn announce_again(&self, pod: &Netns, dev: &IfName, ips: &[IpAddr]) -> impl Future<Output = Result<bool, HostError>> + Send;
+
     /// The host's way to an address, as its kernel would choose it; none where there is none.
     fn route_get(&self, to: IpAddr) -> impl Future<Output = Result<Option<Way>, HostError>> + Send;
 }

@@ -16,9 +16,9 @@ pub(crate) use ovs::owner;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use model::Owner;
 use model::observed::{Look, Observed, Scope};
-use netlink::{Netns, Socket};
+use model::{IfName, Owner};
+use netlink::{Announced, Netns, Socket};
 use ovsdb::Endpoint;
 use planner::{Ns, Plan, Step};
 use tokio::sync::{oneshot, watch};
@@ -121,6 +121,13 @@ impl Host for LinuxHost {
         });
         out.extend(links.await.map_err(HostError::Task)??);
         Ok(out)
+    }
+
+    async fn announce_again(&self, pod: &Netns, dev: &IfName, ips: &[IpAddr]) -> Result<bool, HostError> {
+        let (inside, pod, dev, ips) = (pod.clone(), pod.clone(), dev.clone(), ips.to_owned());
+        let again = on_thread(Some(inside), move || netlink::announce_again(Some(&pod), &dev, &ips)).await;
+        let done = again.map_err(HostError::Task)?.map_err(|cause| HostError::Netlink { place: "pod's", cause })?;
+        Ok(done == Announced::Sent)
     }
 
     async fn route_get(&self, to: IpAddr) -> Result<Option<Way>, HostError> {

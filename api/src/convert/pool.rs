@@ -19,6 +19,7 @@ pub fn pool(object: &SpiderIPPool) -> Result<Pool, Invalid> {
             return Err(Invalid::new(format!("spec.multusName[{i}]"), n, "is neither name nor namespace/name"));
         }
     }
+    annotations::detect(object.annotations())?;
     // Set and not acted on: nothing may be given out that the user meant for others.
     let unimplemented = [
         ("podAffinity", spec.pod_affinity.is_some()),

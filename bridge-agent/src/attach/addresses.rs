@@ -76,7 +76,11 @@ impl<H: Host + 'static> Agent<H> {
             container_id: container.clone(),
         };
         let words = Words { pod: &pod, checked: &checked, holder };
-        let choices = self.choose(turn, &words)?;
+        let mut choices = self.choose(turn, &words)?;
+        // An address that a stranger uses is taken anew for its NIC alone.
+        let has =
+            |nic: &str| self.journal.get(&Key::new(container, nic, Role::Addresses)).is_some_and(|e| e.state == State::Added);
+        choices.retain(|c| c.nic == current || !has(&c.nic));
         let mut taken: Vec<(String, Vec<Held>)> = Vec::new();
         let mut failed = None;
         for nic in &choices {

@@ -1,13 +1,16 @@
 //! A NIC of one of our main plugins: look, plan, note, apply; and back. Does not know what a plan holds.
 
+use std::net::IpAddr;
+
 use cni::{AddResult, Error, Request, Verb};
 use cni_plugin::{attach_of, check_error, error_of, nic_of, result_of};
-use model::RunBy;
 use model::observed::{Link, LinkKind, Look, Observed, Scope};
+use model::{MacAddr, RunBy};
 use planner::{Aim, Attach, MainPlugin, Nic, Ns, Plan, Step};
-use plumbing::{ApplyError, Host, HostError, Netns};
+use plumbing::{ApplyError, Host, HostError, Netns, StepError};
 
 use super::foreign::Foreign;
+use super::probe::TRIES;
 use super::{
     Agent, Kind, Turn, call_of, del_request, hung_up, ifname, is_noted, living_netns, netns_ref, one_line, without_prev,
 };
@@ -20,6 +23,19 @@ struct Plugin {
     vlan: Option<u16>,
     /// The database that the configuration names.
     socket_file: Option<String>,
+}
+
+/// Why a NIC was not made.
+enum Failed {
+    /// A stranger with this hardware address uses the address.
+    Duplicate(IpAddr, MacAddr),
+    Call(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(e: Error) -> Self {
+        Failed::Call(e)
+    }
 }
 
 impl<H: Host + 'static> Agent<H> {
@@ -59,19 +75,23 @@ impl<H: Host + 'static> Agent<H> {
             runtime: turn.runtime.to_owned(),
             work: Work::Main(call_of(request)),
         };
-        let ipam = self.ipam(&turn, &entry, runner).await?;
-        let made = self.make(&turn, &plugin, netns, &seen, &mut entry, ipam.as_ref()).await;
-        match made {
-            Ok(result) => {
-                if let Some(pod) = &known.pod {
-                    self.publish(pod, &request.container_id).await;
+        let mut tries = TRIES;
+        loop {
+            let ipam = self.ipam(&turn, &entry, runner).await?;
+            let failed = match self.make(&turn, &plugin, netns, &seen, &mut entry, ipam.as_ref()).await {
+                Ok(result) => {
+                    if let Some(pod) = &known.pod {
+                        self.publish(pod, &request.container_id).await;
+                    }
+                    let ips: Vec<_> = result.ips.iter().map(|i| i.address.ip()).collect();
+                    self.announce_again(entry, name.clone(), ips);
+                    return Ok(result);
                 }
-                Ok(result)
-            }
-            Err(e) => {
-                self.unmake(&turn, &plugin, &entry, runner).await;
-                Err(e)
-            }
+                Err(Failed::Duplicate(ip, mac)) => self.is_duplicate(&turn, ip, mac, &mut tries).await,
+                Err(Failed::Call(e)) => Err(e),
+            };
+            self.unmake(&turn, &plugin, &entry, runner).await;
+            failed?;
         }
     }
 
@@ -123,7 +143,7 @@ impl<H: Host + 'static> Agent<H> {
         seen: &Observed,
         entry: &mut Entry,
         ipam: Option<&AddResult>,
-    ) -> Result<AddResult, Error> {
+    ) -> Result<AddResult, Failed> {
         let request = turn.request;
         let nic = ipam.map(nic_of).unwrap_or_default();
         let mut attach = attach_of(request, nic, RunBy::Agent)?;
@@ -131,9 +151,10 @@ impl<H: Host + 'static> Agent<H> {
             let settings = self.coordinator_settings(conf, turn.known.pod.as_deref())?;
             attach.mac = planner::coordinate::pod_mac(&settings, &attach.nic);
         }
+        attach.probe = self.probe_of(turn).await?;
         let plan = plugin.main.plan_add(&attach, seen).map_err(|r| error_of(&r))?;
         if turn.abort.is_set() {
-            return Err(hung_up());
+            return Err(hung_up().into());
         }
         if let Work::Main(c) = &mut entry.work {
             c.vlan = plugin.vlan;
@@ -141,7 +162,10 @@ impl<H: Host + 'static> Agent<H> {
         }
         self.write(entry.clone())?;
         tracing::debug!(container = request.container_id, ifname = %attach.ifname, plan = one_line(&plan), "add");
-        self.host.apply(Some(netns), &plan).await.map_err(|e| apply_error(&e))?;
+        self.host.apply(Some(netns), &plan).await.map_err(|e| match *e.cause {
+            StepError::Duplicate { ip, mac } => Failed::Duplicate(ip, mac),
+            _ => Failed::Call(apply_error(&e)),
+        })?;
         let result = result_of(&attach, &plan, request, ipam)?;
         entry.state = State::Added;
         self.write(entry.clone())?;
@@ -340,6 +364,10 @@ pub(crate) fn host_error(e: &HostError) -> Error {
 }
 
 pub(crate) fn apply_error(e: &ApplyError) -> Error {
-    let code = if matches!(e.reason(), "OpenVSwitchDown" | "Changed") { Error::TRY_AGAIN } else { Error::APPLY };
+    let code = if matches!(e.reason(), "OpenVSwitchDown" | "Changed" | "GatewaySilent" | "NoCarrier") {
+        Error::TRY_AGAIN
+    } else {
+        Error::APPLY
+    };
     Error::new(code, e.to_string())
 }

@@ -219,7 +219,7 @@ async fn addresses_taken_for_a_nic_that_never_came_go_with_the_first() {
     assert!(w.leases().await.is_empty() && w.agent.journal.is_empty());
 }
 
-async fn stateful_set(w: &World) -> Value {
+pub async fn stateful_set(w: &World) -> Value {
     let set = json!({"apiVersion":"apps/v1","kind":"StatefulSet","metadata":{"name":"web","namespace":"default"},
         "spec":{"serviceName":"web","selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}});
     let api: Api<StatefulSet> = Api::namespaced(w.client.clone(), "default");

@@ -9,6 +9,7 @@ mod gc;
 mod networks;
 mod nic;
 mod node;
+mod probe;
 mod ready;
 mod restart;
 mod socket;

@@ -258,7 +258,8 @@ impl Slot {
             },
             (Want::Quarantine(q), _) => match owned {
                 None => Act::Forget,
-                Some(l) => Act::Update(Lease { wanted: None, quarantine: Some(q.clone()), ..emptied(l) }),
+                // It is not to come back to an identity, which has another one by then.
+                Some(l) => Act::Update(Lease { wanted: None, identity: None, quarantine: Some(q.clone()), ..emptied(l) }),
             },
             (Want::Gone, _) => owned.map_or(Act::Forget, |l| Act::Delete(l.clone())),
         }

@@ -114,7 +114,7 @@ fn one(step: &Step, host: &mut NetnsState, pod: &mut NetnsState) -> Result<(), S
             s.link(dev).ok_or("no such link")?;
             s.neighbours.push(Neighbour { dev: dev.clone(), ip: *ip, mac: Some(*mac), permanent: true });
         }
-        Step::SetSysctl { .. } | Step::Announce { .. } => {}
+        Step::SetSysctl { .. } | Step::Probe { .. } | Step::Announce { .. } => {}
         other => return Err(format!("not expected here: {other:?}")),
     }
     Ok(())

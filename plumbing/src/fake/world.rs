@@ -1,6 +1,7 @@
 //! The state of a fake host and what each step does to it. Pure: state in, state out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use model::observed::{Addr, Link, LinkKind, Neighbour, NetnsState, Ovs, OvsBridge, OvsInterface, OvsPort};
 use model::{IfName, MacAddr, Route};
@@ -19,7 +20,13 @@ pub(super) struct World {
     pub ovs_down: bool,
     pub fail_step: Option<usize>,
     pub bad_interfaces: BTreeMap<String, String>,
+    /// Hosts of the segment that are none of ours.
+    pub strangers: BTreeMap<IpAddr, MacAddr>,
+    /// Gateways that do not answer; all others do.
+    pub silent: BTreeSet<IpAddr>,
     pub applied: Vec<(Option<String>, Plan)>,
+    /// (pod, interface, addresses)
+    pub announced_again: Vec<(String, IfName, Vec<IpAddr>)>,
     /// (name on the host, pod, name in the pod)
     veths: Vec<(IfName, String, IfName)>,
     sysctls: BTreeMap<(Option<String>, String), String>,
@@ -56,6 +63,19 @@ impl World {
                 let place = pod.filter(|_| *ns == Ns::Pod).map(ToOwned::to_owned);
                 self.sysctls.insert((place, key.clone()), value.clone());
                 Ok(Done::Changed)
+            }
+            Probe { ns, dev, ask } => {
+                let Some(link) = self.state(pod, *ns)?.link(dev) else { return no_link(dev) };
+                if !link.up {
+                    return Err(StepError::NoCarrier);
+                }
+                if let Some((ip, mac)) = ask.unused.iter().find_map(|ip| self.strangers.get_key_value(ip)) {
+                    return Err(StepError::Duplicate { ip: *ip, mac: *mac });
+                }
+                match ask.gateways.iter().find(|(gateway, _)| self.silent.contains(gateway)) {
+                    Some((gateway, _)) => Err(StepError::GatewaySilent(*gateway)),
+                    None => Ok(Done::AlreadySo),
+                }
             }
             SetTxChecksum { ns, dev, .. } | Announce { ns, dev, .. } => match self.state(pod, *ns)?.link(dev) {
                 Some(_) => Ok(Done::Changed),

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use model::{IfName, Rule};
-use netlink::{Announced, BatchError, Errno, LinkChange, LinkRef, Netns, Outcome, Request, Socket};
+use netlink::{Announced, BatchError, Errno, LinkChange, LinkRef, Netns, Outcome, Probed, Request, Socket};
 use planner::step::LinkSet;
 use planner::{Ns, Step};
 
@@ -36,10 +36,12 @@ impl Kernel<'_> {
     /// Steps of the kernel's. Those in the pod are quickest on a thread that is inside the pod's namespace.
     pub fn carry_out(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
         in_batches(run, |batch| match batch {
-            [step @ (Step::SetSysctl { .. } | Step::SetTxChecksum { .. } | Step::Announce { .. })] => match self.alone(step) {
-                Ok(done) => Ok(vec![done]),
-                Err(cause) => Err(Failed { at: 0, cause, changed: vec![false] }),
-            },
+            [step @ (Step::SetSysctl { .. } | Step::SetTxChecksum { .. } | Step::Probe { .. } | Step::Announce { .. })] => {
+                match self.alone(step) {
+                    Ok(done) => Ok(vec![done]),
+                    Err(cause) => Err(Failed { at: 0, cause, changed: vec![false] }),
+                }
+            }
             _ => self.batch(batch),
         })
     }
@@ -61,6 +63,16 @@ impl Kernel<'_> {
                 if !netlink::set_tx_checksum(Some(self.netns(*ns)?), dev, *on)? {
                     return Ok(Done::AlreadySo);
                 }
+            }
+            Step::Probe { ns, dev, ask } => {
+                let ask = netlink::Probe { unused: ask.unused.clone(), gateways: ask.gateways.clone() };
+                match netlink::probe(Some(self.netns(*ns)?), dev, &ask, CARRIER_WAIT)? {
+                    Probed::Clear => {}
+                    Probed::InUse(ip, mac) => return Err(StepError::Duplicate { ip, mac }),
+                    Probed::Silent(gateway) => return Err(StepError::GatewaySilent(gateway)),
+                    Probed::NoCarrier => return Err(StepError::NoCarrier),
+                }
+                return Ok(Done::AlreadySo);
             }
             Step::Announce { ns, dev, ips } => {
                 if netlink::announce(Some(self.netns(*ns)?), dev, ips, CARRIER_WAIT)? == Announced::NoCarrier {
@@ -226,7 +238,9 @@ impl Kernel<'_> {
                 Some(index) => vec![Request::DelNeighbour { index, ip: *ip }],
                 None => return Ok(None),
             },
-            SetSysctl { .. } | SetTxChecksum { .. } | Announce { .. } => unreachable!("`batches` puts these alone"),
+            SetSysctl { .. } | SetTxChecksum { .. } | Probe { .. } | Announce { .. } => {
+                unreachable!("`batches` puts these alone")
+            }
             AddBridge(_) | DelBridge(_) | SetBridge { .. } | AddPort { .. } | DelPort { .. } | SetPort { .. } => {
                 unreachable!("`runs` keeps OVSDB apart")
             }
@@ -237,7 +251,9 @@ impl Kernel<'_> {
 /// Whether the step is done by a thread inside the pod's namespace, not just by a socket of it.
 pub(super) fn is_inside(step: &Step) -> bool {
     match step {
-        Step::SetSysctl { ns, .. } | Step::SetTxChecksum { ns, .. } | Step::Announce { ns, .. } => *ns == Ns::Pod,
+        Step::SetSysctl { ns, .. } | Step::SetTxChecksum { ns, .. } | Step::Probe { ns, .. } | Step::Announce { ns, .. } => {
+            *ns == Ns::Pod
+        }
         _ => false,
     }
 }
