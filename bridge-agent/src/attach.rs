@@ -6,6 +6,7 @@
 
 pub mod addresses;
 mod announce;
+mod backoff;
 pub mod coordinator;
 pub mod foreign;
 mod gc;
@@ -66,6 +67,8 @@ pub struct Agent<H> {
     pub endpoints: Arc<Endpoints>,
     pub events: Arc<Events>,
     pub spool: Spool,
+    /// Pods that found all of their pools empty.
+    empty: backoff::EmptyPools,
     coordinating: tokio::sync::Mutex<()>,
     announcing: announce::Announcing,
 }
@@ -168,6 +171,7 @@ impl<H: Host + 'static> Agent<H> {
             leases,
             endpoints,
             events,
+            empty: backoff::EmptyPools::default(),
             coordinating: tokio::sync::Mutex::default(),
             announcing: announce::Announcing::default(),
         }

@@ -254,6 +254,11 @@ impl Leases {
         answer.unwrap_or_else(|_| Err(TakeError::Api { permanent: false, error: "the agent ends".to_owned() }))
     }
 
+    /// Whether an address of the pool is on this node that nobody has.
+    pub fn has_idle(&self, pool: &str) -> bool {
+        self.lock().machine.has_idle(pool)
+    }
+
     /// Waits a moment for the first map of a pool.
     async fn map_known(&self, pool: &PoolOfAsk) {
         let mut maps = self.0.caches.pool_map_watch(&pool.name);

@@ -338,6 +338,11 @@ impl Machine {
         self.slots.iter().filter(|(_, s)| s.giveable(&self.me)).map(|(n, _)| n)
     }
 
+    /// Whether an address of the pool is here that nobody has, in hand or resting.
+    pub fn has_idle(&self, pool: &str) -> bool {
+        self.slots.values().any(|s| *s.pool == *pool && matches!(s.want, Want::Spare { .. } | Want::Rest { .. }))
+    }
+
     /// Addresses that sandboxes have.
     pub fn held(&self) -> impl Iterator<Item = (&Name, &Holder)> {
         self.slots.iter().filter_map(|(n, s)| match &s.want {

@@ -16,7 +16,7 @@ use model::IfAddr;
 use plumbing::Host;
 use serde_json::Value;
 
-use super::{Agent, Turn, hung_up, ifname};
+use super::{Agent, Turn, backoff, hung_up, ifname};
 use crate::caches::Pod;
 use crate::endpoints::top_owner;
 use crate::journal::{Held, Role};
@@ -103,11 +103,20 @@ impl<H: Host + 'static> Agent<H> {
                 (None, Some((pool, ip))) => What::Fixed { pool: of_ask(words, pool), ip },
                 (None, None) => any(words, pools),
             };
+            let key = backoff::key(pod, &nic.nic, pools);
+            if matches!(what, What::Any(_)) && self.pools_are_empty(&key, pools, words.checked) {
+                return Err(take_error(words, nic, family, pools, &TakeError::Full));
+            }
             let mut got = self.take_one(turn, &holder, identity.as_ref(), what).await?;
             if let (Err(TakeError::Refused { ip, why }), None) = (&got, explicit) {
                 // etcd went back in time: what the index remembers is another's by now.
                 tracing::warn!(%ip, why, pod = %name, "the address of an identity is lost, it gets another one");
                 got = self.take_one(turn, &holder, identity.as_ref(), any(words, pools)).await?;
+            }
+            match &got {
+                Err(TakeError::Full) => self.empty.found_empty(&key, std::time::Instant::now()),
+                Ok(_) => self.empty.found(&key),
+                Err(_) => {}
             }
             let taken = got.map_err(|e| take_error(words, nic, family, pools, &e))?;
             let ip = taken.name.ip;

@@ -119,6 +119,39 @@ async fn the_last_free_address_is_found_without_a_map_and_a_full_pool_says_so() 
 }
 
 #[tokio::test]
+async fn a_pod_whose_pool_is_empty_backs_off_until_a_map_says_otherwise() {
+    let w = World::new().await;
+    w.v4("p", "10.6.1.10-10.6.1.11").await;
+    for last in 10..=11 {
+        w.foreign_lease("p", &format!("10.6.1.{last}"), json!({})).await;
+    }
+    let pod = w.pod("a", v4("p")).await;
+    let first = w.add("c1", "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap_err();
+    // Each try of the runtime is another container; none of them lists a lease or waits.
+    let began = std::time::Instant::now();
+    for i in 2..12 {
+        let again = w.add(&format!("c{i}"), "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap_err();
+        assert_eq!((again.code, &again.msg), (Error::TRY_AGAIN, &first.msg));
+        // Below the shortest wait, also on a busy machine.
+        if began.elapsed() > Duration::from_millis(800) {
+            break;
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let events: Api<Event> = Api::namespaced(w.client.clone(), "default");
+    w.until_async("an event is written", || async { !events.list(&ListParams::default()).await.unwrap().items.is_empty() }).await;
+    assert_eq!(events.list(&ListParams::default()).await.unwrap().items.len(), 1, "said once");
+    // An address comes back and the map says so.
+    let leases: Api<api::mooring::AddressLease> = Api::all(w.client.clone());
+    leases.delete("default.v4-10-6-1-11", &Default::default()).await.unwrap();
+    w.map("p", &["10.6.1.11"]).await;
+    let seen = || w.agent.caches.pool_map_watch("p").borrow().clone().flatten().is_some();
+    w.until("the map is seen", seen).await;
+    let result = w.add("c20", "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap();
+    assert_eq!(result["ips"][0]["address"], "10.6.1.11/16");
+}
+
+#[tokio::test]
 async fn a_map_leads_to_a_free_address_and_conflicts_lead_to_the_next() {
     let w = World::new().await;
     w.v4("p", "10.6.1.0-10.6.1.255").await;
