@@ -27,7 +27,7 @@ const MESSAGE_MAX: usize = 1024;
 pub enum Reason {
     /// No pool gives this pod an address.
     NoAddress,
-    /// Somebody outside of the cluster uses an address of a pool.
+    /// Somebody outside of the cluster uses an address of a pool, or two sandboxes have one since etcd went back in time.
     AddressConflict,
     /// An annotation cannot be read.
     InvalidAnnotation,
@@ -35,8 +35,6 @@ pub enum Reason {
     NoNetwork,
     /// The NIC could not be made.
     AttachFailed,
-    /// Two sandboxes have one address: etcd went back in time.
-    AddressConflict,
 }
 
 impl Reason {
@@ -47,7 +45,6 @@ impl Reason {
             Reason::InvalidAnnotation => "InvalidAnnotation",
             Reason::NoNetwork => "NoNetwork",
             Reason::AttachFailed => "AttachFailed",
-            Reason::AddressConflict => "AddressConflict",
         }
     }
 }
