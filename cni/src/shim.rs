@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn who_does_the_work_is_the_configurations_to_say() {
         let agent = |extra: Value| {
-            let mut conf = serde_json::json!({"cniVersion": "1.0.0", "name": "n", "type": "cni-macvlan"});
+            let mut conf = serde_json::json!({"cniVersion": "1.1.0", "name": "n", "type": "cni-macvlan"});
             conf.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             let raw = RawCall { command: "STATUS".into(), path: "/opt/cni/bin".into(), ..RawCall::default() };
             agent_of(&Request::from_value(&raw, conf).unwrap()).map(|a| a.map(|a| a.socket)).map_err(|e| e.to_string())
