@@ -3,6 +3,7 @@
 # make simulate            a million seeded schedules of the address allocator (make test: 100,000)
 # make kill-rounds         everything killed, torn, full and gone, all rounds of it (half an hour); the lab lane has some
 # make bench               the product against the reference plugins: one table, below ten minutes
+# make fuzz                every parser against any bytes, 10 minutes each (FUZZ_SECONDS=60, ARGS=pool for one of them)
 # make build               all binaries as a release: target/release, and the static CNI ones in target/<host>/cni
 # make clean-lab           removes what a killed or kept demo or test left behind
 
@@ -11,7 +12,7 @@ ARGS ?=
 HOST = $(shell rustc -vV | sed -n "s/^host: //p")
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
-.PHONY: build cni test kill-rounds demo bench clean-lab simulate
+.PHONY: build cni test kill-rounds simulate fuzz demo bench clean-lab
 
 build: cni
 	cargo build --release --locked -p standalone -p controller -p bridge-agent -p cli --bins
@@ -29,6 +30,9 @@ simulate:
 
 kill-rounds:
 	@scripts/test.sh kill-rounds
+
+fuzz:
+	@scripts/fuzz.sh $(ARGS)
 
 demo:
 	@scripts/deps.sh lab

@@ -8,6 +8,8 @@ fail() { echo "deps: $*" >&2; exit 1; }
 case "${1:-lab}" in
     # ring, under rustls, compiles C.
     build) packages="gcc libc6-dev" ;;
+    # libFuzzer's runtime is C++.
+    fuzz) packages="gcc g++ libc6-dev" ;;
     # Open vSwitch is what bridges are made of; the reference plugins are the pods' cluster network and a judge of ours;
     # podman 4, with runc, is a second runtime on the same host, its containers a static busybox; the rest reads state back: no
     # check trusts our own code for that.
@@ -17,7 +19,7 @@ case "${1:-lab}" in
         "$0" lab
         packages="gcc libc6-dev etcd-server openssl util-linux"
         command -v go >/dev/null 2>&1 || packages="$packages python3-venv" ;;
-    *) fail "unknown set '$1': one of build, lab, kube" ;;
+    *) fail "unknown set '$1': one of build, fuzz, lab, kube" ;;
 esac
 
 command -v cargo >/dev/null 2>&1 || fail "no cargo in PATH: install a Rust toolchain, 1.95 or newer (rustup is the usual way)"

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// Layers from the top down. A crate may depend on crates of lower layers, and on those named beside it.
 pub const LAYERS: &[(&str, &[&str])] = &[
-    ("proof", &["integration-tests", "leak-oracle", "xtask"]),
+    ("proof", &["integration-tests", "leak-oracle", "oracles", "xtask"]),
     ("processes", &["controller", "bridge-agent", "cli"]),
     ("assembly", &["plumbing", "cni-plugin", "cni-ovs", "cni-macvlan", "cni-meta", "standalone"]),
     ("hands", &["ovsdb", "netlink", "runtime"]),
