@@ -263,6 +263,9 @@ fn address(at: &str, e: &Value, key: &str) -> Result<Option<IpAddr>, ResultError
 }
 
 fn interface(at: &str, e: &Value) -> Result<Interface, ResultError> {
+    if !e.is_object() {
+        return Err(bad(at, e, "must be an object"));
+    }
     Ok(Interface {
         name: text(at, e, "name")?,
         mac: text(at, e, "mac")?,
@@ -306,7 +309,8 @@ fn route(at: &str, e: &Value) -> Result<Route, ResultError> {
 
 fn dns(o: &Map<String, Value>) -> Result<Dns, ResultError> {
     let strings = |key: &str| {
-        list(o, key)?
+        list(o, key)
+            .map_err(|e| ResultError { field: format!("dns.{key}"), ..e })?
             .iter()
             .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| bad(&format!("dns.{key}"), v, "must be a list of strings")))
             .collect::<Result<Vec<_>, _>>()
