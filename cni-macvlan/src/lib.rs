@@ -9,6 +9,9 @@ use model::{IfName, MacAddr, Mtu};
 use planner::step::Macvlan;
 use planner::{Aim, Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
 
+/// Keys that are the plugin's own; `cni::conf::KEYS` are everybody's.
+pub const KEYS: &[&str] = &["master", "mode", "mtu", "linkInContainer", "bcqueuelen"];
+
 /// The keys of the reference plugin (containernetworking/plugins, plugins/main/macvlan) that are not CNI's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conf {
@@ -52,7 +55,7 @@ impl Conf {
     }
 
     fn strict(request: &Request) -> Result<Self, Refusal> {
-        let f = Fields::of(request.conf.raw());
+        let f = Fields::of(request.conf.raw(), KEYS);
         let master = f.text("master")?.map(|m| IfName::new(m).map_err(|e| wrong("master", m, e))).transpose()?;
         let mode = match f.text("mode")? {
             None => Mode::default(),

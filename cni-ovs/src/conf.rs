@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 /// Where ovs-cni looks for its flat file when `configuration_path` names none; the first that is there counts.
 pub const FLAT_FILES: [&str; 2] = ["/etc/kubernetes/cni/net.d/ovs.d/ovs.conf", "/etc/cni/net.d/ovs.d/ovs.conf"];
 
-/// Keys that a flat file may give where the network configuration does not: all that are ovs-cni's own.
-const FLAT_KEYS: [&str; 11] = [
+/// Keys that are ovs-cni's own, and which its flat file may give where the network configuration does not. In the network
+/// configuration also `configuration_path`, which names that file; `cni::conf::KEYS` are everybody's.
+pub const KEYS: &[&str] = &[
     "bridge",
     "vlan",
     "vlan_mode",
@@ -23,6 +24,8 @@ const FLAT_KEYS: [&str; 11] = [
     "link_state_check_retries",
     "link_state_check_interval",
 ];
+/// Of an entry of `trunk`.
+pub const TRUNK_KEYS: &[&str] = &["id", "minID", "maxID"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conf {
@@ -102,13 +105,13 @@ impl Conf {
     /// Files to look for, in order; the first that is there is `flat`. As in ovs-cni, one that the configuration names and that
     /// is not there is passed over.
     pub fn flat_file_of(request: &Request) -> Result<Vec<String>, Refusal> {
-        let named = Fields::of(request.conf.raw()).text("configuration_path")?;
+        let named = Fields::of(request.conf.raw(), &["configuration_path"]).text("configuration_path")?;
         Ok(named.into_iter().chain(FLAT_FILES).map(str::to_owned).collect())
     }
 
     fn strict(request: &Request, flat: Option<&str>) -> Result<Self, Refusal> {
         let merged = merge(request.conf.raw(), flat)?;
-        let f = Fields::of(&merged);
+        let f = Fields::of(&merged, KEYS);
         if let Some(device) = f.text("deviceID")? {
             return Err(wrong("deviceID", device, "hardware offload and vDPA are not supported, only veth"));
         }
@@ -159,7 +162,7 @@ fn merge(raw: &Map<String, Value>, flat: Option<&str>) -> Result<Map<String, Val
         Ok(_) => return Err(wrong("configuration_path", "", "the file is not a JSON object")),
         Err(e) => return Err(wrong("configuration_path", "", format!("the file is not JSON: {e}"))),
     };
-    for key in FLAT_KEYS {
+    for &key in KEYS {
         // What Go's decoder leaves at its zero value counts as absent.
         let absent = match merged.get(key) {
             None | Some(Value::Null) => true,
@@ -240,7 +243,7 @@ fn trunks(list: &[Value]) -> Result<Trunks, Refusal> {
         let Value::Object(o) = entry else {
             return Err(wrong(at, entry, "must be an object with id, or with minID and maxID"));
         };
-        let f = Fields::of(o);
+        let f = Fields::of(o, TRUNK_KEYS);
         let tag = |key: &str| -> Result<Option<Tag>, Refusal> {
             let inside = |r: Refusal| Refusal { field: format!("{at}.{}", r.field), ..r };
             f.number(key).map_err(inside)?.map(|n| Tag::new(n).map_err(|e| wrong(format!("{at}.{key}"), n, e))).transpose()

@@ -4,7 +4,7 @@
 mod conf;
 mod plan;
 
-pub use conf::{Conf, FLAT_FILES, Vlans};
+pub use conf::{Conf, FLAT_FILES, KEYS, TRUNK_KEYS, Vlans};
 pub use plan::garbage;
 
 /// `owner` in a port's `external_ids`; ovs-cni writes its own name there.

@@ -1,5 +1,5 @@
 //! Keys of a configuration with their types, strictly: a wrong type is a refusal that names key, value and type.
-//! Keys that nobody asks for are left alone, as the reference plugins do.
+//! Keys that nobody asks for are left alone, as the reference plugins do. Which ones a plugin asks for is a list of its crate.
 
 use std::fmt::Display;
 
@@ -9,15 +9,18 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, Copy)]
 pub struct Fields<'a> {
     raw: &'a Map<String, Value>,
+    known: &'static [&'static str],
 }
 
 impl<'a> Fields<'a> {
-    pub fn of(raw: &'a Map<String, Value>) -> Self {
-        Self { raw }
+    /// `known`: all keys that will be asked for.
+    pub fn of(raw: &'a Map<String, Value>, known: &'static [&'static str]) -> Self {
+        Self { raw, known }
     }
 
     /// `null` counts as absent, as Go's decoder has it.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        debug_assert!(self.known.contains(&key), "{key} is not in the list of the plugin's keys");
         self.raw.get(key).filter(|v| !v.is_null())
     }
 
@@ -67,7 +70,7 @@ mod tests {
     #[test]
     fn wrong_types_are_named() {
         let v = json!({"s":1,"f":"yes","n":1.5,"l":{},"null":null,"empty":""});
-        let f = Fields::of(v.as_object().unwrap());
+        let f = Fields::of(v.as_object().unwrap(), &["s", "f", "n", "l", "null", "empty", "absent"]);
         assert_eq!(f.text("s").unwrap_err().to_string(), "s \"1\": must be a string");
         assert_eq!(f.flag("f").unwrap_err().to_string(), "f \"\\\"yes\\\"\": must be true or false");
         assert_eq!(f.number("n").unwrap_err().to_string(), "n \"1.5\": must be a whole number");

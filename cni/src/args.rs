@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{Error, NetConf};
 
 /// Keys that we, the runtimes or the IPAM plugins we execute know; any other needs `IgnoreUnknown`.
-const KNOWN: [&str; 10] = [
+pub const KNOWN: [&str; 10] = [
     "IgnoreUnknown",
     "MAC",
     "OvnPort",

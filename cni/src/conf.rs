@@ -5,6 +5,27 @@ use serde_json::{Map, Value, json};
 
 use crate::{AddResult, Error, Version};
 
+/// Keys of a configuration that every plugin has (specification, section 1): those that we read.
+pub const KEYS: &[&str] = &[
+    "cniVersion",
+    "name",
+    "type",
+    "ipam",
+    "dns",
+    "prevResult",
+    "runtimeConfig",
+    "args",
+    "capabilities",
+    "mac",
+    "socket",
+    "cni.dev/valid-attachments",
+    "cni.dev/attachments",
+];
+/// Keys of `runtimeConfig`: `ips` is for IPAM plugins, which get the configuration as it is.
+pub const RUNTIME_KEYS: &[&str] = &["mac", "ips"];
+/// Keys of `args.cni`.
+pub const ARGS_KEYS: &[&str] = &["mac", "ips", "ovnPort"];
+
 /// One plugin's configuration as it comes on standard input. Unknown keys are kept in `raw`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetConf {
@@ -91,11 +112,13 @@ impl NetConf {
 
     /// A key of `runtimeConfig`.
     pub fn runtime(&self, key: &str) -> Option<&Value> {
+        debug_assert!(RUNTIME_KEYS.contains(&key), "{key} is not in RUNTIME_KEYS");
         self.raw.get("runtimeConfig")?.get(key)
     }
 
     /// A key of `args.cni`, in any case: ovs-cni reads `mac`, `Mac` and `MAC` alike.
     pub fn args_cni(&self, key: &str) -> Option<&Value> {
+        debug_assert!(ARGS_KEYS.contains(&key), "{key} is not in ARGS_KEYS");
         let cni = self.raw.get("args")?.get("cni")?.as_object()?;
         cni.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v)
     }

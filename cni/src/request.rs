@@ -20,6 +20,8 @@ pub enum Verb {
 }
 
 impl Verb {
+    pub const ALL: [Verb; 6] = [Verb::Add, Verb::Del, Verb::Check, Verb::Status, Verb::Version, Verb::Gc];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Verb::Add => "ADD",
@@ -32,7 +34,7 @@ impl Verb {
     }
 
     pub fn parse(s: &str) -> Option<Self> {
-        [Verb::Add, Verb::Del, Verb::Check, Verb::Status, Verb::Version, Verb::Gc].into_iter().find(|v| v.as_str() == s)
+        Verb::ALL.into_iter().find(|v| v.as_str() == s)
     }
 
     /// The environment the specification requires for the verb, besides `CNI_COMMAND`.
@@ -46,7 +48,7 @@ impl Verb {
     }
 
     /// The oldest version that has the verb.
-    const fn since(self) -> Version {
+    pub const fn since(self) -> Version {
         match self {
             Verb::Check => Version::V0_4_0,
             Verb::Status | Verb::Gc => Version::V1_1_0,
@@ -54,7 +56,8 @@ impl Verb {
         }
     }
 
-    const fn has_attachment(self) -> bool {
+    /// ADD, DEL and CHECK are about one container's interface.
+    pub const fn has_attachment(self) -> bool {
         matches!(self, Verb::Add | Verb::Del | Verb::Check)
     }
 }

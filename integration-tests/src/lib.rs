@@ -20,3 +20,4 @@ pub mod proxy;
 pub mod rounds;
 pub mod run;
 pub mod space;
+pub mod vectors;
