@@ -429,6 +429,43 @@ fn a_nic_that_is_in_the_bridge_already_may_have_an_address() {
 }
 
 #[test]
+fn an_uplink_stays_when_the_route_that_it_was_found_by_goes_by_the_bridge() {
+    let router = "192.168.1.1".parse().unwrap();
+    let by = |dev: &str| Route::new(Cidr::default_v4(), Some(router), name(dev));
+    for uplink in [Uplink::DefaultRoute, Uplink::CanReach(router)] {
+        for kind in [LinkKind::Physical, LinkKind::Veth] {
+            let mut seen = switch::node(&["eth0", "eth1"]);
+            seen.host.links[0].kind = kind;
+            seen.host.routes = vec![by("eth0")];
+            let desired = want(vec![bridge("br1", Some(uplink.clone()))]);
+            settle(&desired, &mut seen);
+            assert!(seen.ovs.as_ref().unwrap().bridges[0].port("eth0").is_some());
+            seen.host.routes = vec![by("br1")];
+            assert_eq!(settle(&desired, &mut seen), "");
+            // Somebody's second NIC in the bridge changes nothing: the one that we put there is meant.
+            seen.ovs.as_mut().unwrap().bridges[0].ports.push(port("eth1"));
+            assert_eq!(settle(&desired, &mut seen), "");
+        }
+    }
+    // Made by hand, with two NICs, or with none: nobody can tell, and nothing is touched.
+    for (nics, text) in [(vec!["eth0", "eth1"], "2 NICs [eth0, eth1]"), (vec![], "0 NICs []")] {
+        let mut seen = switch::node(&["eth0", "eth1"]);
+        let i = add_bridge(&mut seen, "br1");
+        seen.ovs.as_mut().unwrap().bridges[i].ports.extend(nics.into_iter().map(port));
+        seen.host.routes = vec![by("br1")];
+        assert_eq!(
+            refusal(&want(vec![bridge("br1", Some(Uplink::DefaultRoute))]), &seen),
+            (
+                "UplinkAmbiguous".into(),
+                format!(
+                    "spec.uplink.defaultRoute \"true\": the route goes by the bridge itself, which has {text}, name one of them"
+                )
+            )
+        );
+    }
+}
+
+#[test]
 fn an_uplink_that_a_removed_bridge_still_holds_is_refused_until_it_is_free() {
     let mut seen = switch::node(&["eth0", "eth1"]);
     settle(&want(vec![bridge("br1", over("eth1"))]), &mut seen);

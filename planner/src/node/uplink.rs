@@ -7,7 +7,7 @@ use model::desired::Uplink;
 use model::observed::{Link, LinkKind, NetnsState, Observed};
 use model::{BridgeName, IfName, MacAddr};
 
-use super::{No, Reason};
+use super::{MARK, No, Reason};
 use crate::{Refusal, lookup};
 
 /// The port's name and its interfaces (more than one: a bond).
@@ -67,14 +67,14 @@ pub(crate) fn resolve(uplink: &Uplink, bridge: &BridgeName, seen: &Observed) -> 
             let dev = route
                 .map(|r| &r.dev)
                 .ok_or_else(|| No(Reason::UplinkNotFound, Refusal::missing(field, true, "the node has no default route")))?;
-            Ok(plain(field, "true".to_owned(), &behind(dev, bridge, seen)))
+            Ok(plain(field, "true".to_owned(), &behind(dev, bridge, seen, field, "true")?))
         }
         Uplink::CanReach(ip) => {
             let field = "spec.uplink.canReach";
             let dev = lookup::route(host, None, *ip, None).map(|r| &r.dev);
             let dev =
                 dev.ok_or_else(|| No(Reason::UplinkNotFound, Refusal::missing(field, ip, "the node has no route to it")))?;
-            Ok(plain(field, ip.to_string(), &behind(dev, bridge, seen)))
+            Ok(plain(field, ip.to_string(), &behind(dev, bridge, seen, field, &ip.to_string())?))
         }
         Uplink::Bond(b) => {
             let r = Resolved {
@@ -103,22 +103,31 @@ pub(crate) fn resolve(uplink: &Uplink, bridge: &BridgeName, seen: &Observed) -> 
     }
 }
 
-/// Where a route already goes by the bridge's own local port, the NIC is the one behind it.
-fn behind(dev: &IfName, bridge: &BridgeName, seen: &Observed) -> IfName {
+/// Where a route already goes by the bridge's own local port, the NIC is the one behind it: what we put there when the route
+/// still went by the NIC, else the only NIC among the ports. Never the local port: it would take the place of the uplink.
+fn behind(dev: &IfName, bridge: &BridgeName, seen: &Observed, field: &'static str, value: &str) -> Result<IfName, No> {
     if dev != bridge {
-        return dev.clone();
+        return Ok(dev.clone());
     }
     let ports = seen.ovs.as_ref().and_then(|o| o.bridge(bridge.as_str())).map(|b| b.ports.as_slice()).unwrap_or_default();
-    let nics: Vec<IfName> = ports
-        .iter()
-        .flat_map(|p| &p.interfaces)
-        .filter(|i| matches!(i.kind.as_str(), "" | "system") && !i.external_ids.contains_key(model::Owner::OVS_KEY))
-        .filter_map(|i| IfName::new(i.name.clone()).ok())
-        .filter(|n| seen.host.link(n).is_some_and(|l| matches!(l.kind, LinkKind::Physical | LinkKind::Bond)))
-        .collect();
+    let nics_of = |ours: bool| {
+        let ports = ports.iter().filter(move |p| !ours || p.external_ids.contains_key(MARK));
+        let nics = ports.flat_map(|p| &p.interfaces).filter(|i| matches!(i.kind.as_str(), "" | "system"));
+        nics.filter_map(|i| IfName::new(i.name.clone()).ok())
+    };
+    let ours: Vec<IfName> = nics_of(true).collect();
+    if let [one] = ours.as_slice() {
+        return Ok(one.clone());
+    }
+    let is_nic = |l: &Link| matches!(l.kind, LinkKind::Physical | LinkKind::Bond | LinkKind::Vlan { .. });
+    let nics: Vec<IfName> = nics_of(false).filter(|n| seen.host.link(n).is_some_and(is_nic)).collect();
     match nics.as_slice() {
-        [one] => one.clone(),
-        _ => dev.clone(),
+        [one] => Ok(one.clone()),
+        _ => {
+            let among = nics.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
+            let rule = format!("the route goes by the bridge itself, which has {} NICs [{among}], name one of them", nics.len());
+            Err(No(Reason::UplinkAmbiguous, Refusal::conflict(field, value, rule)))
+        }
     }
 }
 
