@@ -169,14 +169,11 @@ fn journal(seen: &Seen<'_>, m: &Machine, found: &mut Findings) {
             found.stale(what.clone(), format!("it names namespace {netns}, and {} is {}", sandbox.netns.name, sandbox.netns.ino));
         }
         for held in list(entry, "/work/held") {
-            let (name, uid) = (text(held, "/lease"), text(held, "/uid"));
-            let there = seen.facts.api.leases.iter().any(|l| {
-                text(l, "/metadata/name") == name
-                    && text(l, "/metadata/uid") == uid
-                    && text(l, "/spec/holder/containerID") == container
-            });
+            let name = text(held, "/lease");
+            let holds = |l: &Value| text(l, "/metadata/name") == name && text(l, "/spec/holder/containerID") == container;
+            let there = seen.facts.api.leases.iter().any(holds);
             if !there {
-                found.stale(what.clone(), format!("lease {name} of uid {uid} is not held by its container"));
+                found.stale(what.clone(), format!("lease {name} is not held by its container"));
             }
         }
     }

@@ -20,7 +20,7 @@ fn right() -> Facts {
     let interface = |name: &str| row(json!({"_uuid": ["uuid", name], "name": name, "ofport": 1, "error": ["set", []]}));
     let entry = json!({"key": {"container_id": "c1", "ifname": "eth0", "role": "addresses"}, "state": "added",
         "netns": {"path": "/run/netns/cni-1", "dev": 4, "ino": 7},
-        "work": {"work": "addresses", "held": [{"lease": "default.v4-10-0-0-5", "uid": "l1"}]}});
+        "work": {"work": "addresses", "held": [{"lease": "default.v4-10-0-0-5"}]}});
     let machine = Machine {
         name: "n1".into(),
         uplinks: vec!["ens192".into()],
@@ -232,8 +232,8 @@ fn a_journal_that_is_not_as_things_are_is_told() {
     finds("stale journal entry addresses eth0 of c1 on n1: it is adding", change("/state", json!("adding")));
     finds("stale journal entry addresses eth0 of c1 on n1: it names namespace", change("/netns/ino", json!(8)));
     finds(
-        "stale journal entry addresses eth0 of c1 on n1: lease default.v4-10-0-0-5 of uid l9",
-        change("/work/held/0/uid", json!("l9")),
+        "stale journal entry addresses eth0 of c1 on n1: lease default.v4-10-0-0-6 is not",
+        change("/work/held/0/lease", json!("default.v4-10-0-0-6")),
     );
     finds("stale journal on n1: it does not know eth0 of pod default/p", |f| node(f).journal.entries.clear());
     finds("stale lease default.v4-10-0-0-5: n1's journal does not know it", |f| node(f).journal.entries.clear());
