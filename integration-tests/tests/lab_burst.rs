@@ -143,7 +143,8 @@ fn two_hundred_pods_at_once_all_start_within_bounds() {
         ensure!(most <= 48, "{most} requests were in hand at once");
         let of = |name: &str| counts.get(name).copied().unwrap_or(0);
         let creates = of("POST addressleases");
-        ensure!(creates * 10 <= PODS_AT_ONCE * 11, "{creates} creates for {PODS_AT_ONCE} addresses");
+        // One for each address, a few that were lost, and spares that come while the pool is empty and go when it is used.
+        ensure!(creates * 4 <= PODS_AT_ONCE * 5, "{creates} creates for {PODS_AT_ONCE} addresses");
         ensure!(of("GET addressleases") <= PODS_AT_ONCE / 10, "{} reads of leases", of("GET addressleases"));
         let all: usize = counts.iter().filter(|(name, _)| !name.starts_with("WATCH")).map(|(_, n)| n).sum();
         ensure!(all <= 8 * PODS_AT_ONCE, "{all} requests for {PODS_AT_ONCE} pods: {counts:?}");
