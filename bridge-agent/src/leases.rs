@@ -289,6 +289,11 @@ impl Leases {
         }
     }
 
+    /// Addresses that the next ADD gets without a request.
+    pub fn spares(&self) -> Vec<IpAddr> {
+        self.lock().machine.spares().map(|n| n.ip).collect()
+    }
+
     /// An address that somebody else was seen to use: nobody gets it for a while.
     pub fn quarantine(&self, lease: &str, container: &str, mac: Option<String>) {
         let Some(name) = name_of(lease) else { return };

@@ -141,6 +141,8 @@ pub enum Output {
 #[derive(Debug, Default)]
 struct Pool {
     map: Option<Map>,
+    /// `Follow` was said.
+    followed: bool,
     /// `map` was called.
     known: bool,
     /// What it may give out, and where, by the last ask.
@@ -303,7 +305,7 @@ impl Machine {
             Some(slot) if ours(slot) => {
                 let pool = slot.pool.clone();
                 let fixed = matches!(&slot.want, Want::Hold(h) if h.identity.is_some());
-                let want = match (keep && fixed, self.idle_want(now, &pool, name.ip)) {
+                let want = match (keep && fixed, self.idle_want(now, &pool, name)) {
                     (true, _) => Want::Keep,
                     (false, want) => want,
                 };
@@ -407,7 +409,7 @@ impl Machine {
                     slot.seen = Seen::Unknown;
                     match verb {
                         Verb::Create => slot.create_doubt = Some(now + DOUBT),
-                        _ => slot.write_doubt = guard,
+                        _ => slot.write_doubt = guard.map(|v| (v, now + DOUBT)),
                     }
                 }
                 slot.failures = slot.failures.saturating_add(1);
@@ -450,6 +452,11 @@ impl Machine {
             }
             slot.retry_at = None;
             slot.create_doubt = slot.create_doubt.filter(|t| *t > now);
+            if slot.write_doubt.as_ref().is_some_and(|(_, t)| *t <= now) {
+                // It was carried out by now, or never will be.
+                slot.write_doubt = None;
+                slot.distrust();
+            }
             let ask = slot.ask();
             let act = slot.act(name, &self.me);
             match act {
@@ -461,7 +468,7 @@ impl Machine {
                 Act::Delete(l) => {
                     return self.send_slot(now, name, Verb::Delete, Some(l.version.clone()), Request::Delete(l));
                 }
-                Act::Done => return self.done(name),
+                Act::Done => return self.done(now, name),
                 Act::Forget => return self.forget(now, name),
                 Act::Next => {
                     if let Some(pool) = self.pools.get_mut(&slot.pool) {
@@ -477,14 +484,15 @@ impl Machine {
                     return self.ask_waits(now, ask, name, holder, node);
                 }
                 Act::Refuse(why) => {
-                    slot.want = Want::Gone;
+                    // It may be a lease of an older agent of this node, with an identity to be kept.
+                    slot.want = Want::Found;
                     self.ask_refused(ask, name, why);
                 }
                 Act::Classify(l) => {
                     let (pool, released) =
                         (slot.pool.clone(), l.released || l.holder.is_some() || l.agent_id != self.me.agent_id);
                     let unknown = self.pools.get(&pool).is_none_or(|p| !p.known);
-                    let want = match self.idle_want(now, &pool, name.ip) {
+                    let want = match self.idle_want(now, &pool, name) {
                         _ if l.identity.is_some() => Want::Keep,
                         Want::Rest { .. } if !released => Want::Spare { since: now },
                         // What the map says is not known yet, so soon after the start.
@@ -511,25 +519,27 @@ impl Machine {
         }
     }
 
-    fn done(&mut self, name: &Name) {
+    fn done(&mut self, now: Time, name: &Name) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         slot.conflicted = false;
+        slot.retry_at = slot.write_doubt.as_ref().map(|(_, until)| *until);
         let pool = slot.pool.clone();
         if let Want::Hold(h) = &mut slot.want
             && let Stage::Any(id) | Stage::Fixed(id) = h.stage
         {
             h.stage = Stage::Firm;
-            let taken = Taken { name: name.clone(), pool, fresh: h.fresh };
-            self.ask_done(id, taken)
+            let taken = Taken { name: name.clone(), pool: pool.clone(), fresh: h.fresh };
+            self.ask_done(id, taken);
+            self.plan_fill(now, &pool);
         }
     }
 
-    /// Nothing of ours is left under this name, unless a create comes in late.
+    /// Nothing of ours is left under this name, unless a write comes in late.
     fn forget(&mut self, now: Time, name: &Name) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         let releasing = std::mem::take(&mut slot.releasing);
         let idle = slot.is_idle_lease().then(|| slot.pool.clone());
-        match slot.create_doubt {
+        match slot.doubt() {
             Some(until) if until > now => {
                 slot.want = Want::Gone;
                 slot.seen = Seen::Unknown;
@@ -589,8 +599,7 @@ impl Machine {
     }
 
     fn follow(&mut self, pool: &Arc<str>) {
-        if !self.pools.contains_key(pool) {
-            self.pools.insert(pool.clone(), Pool::default());
+        if !std::mem::replace(&mut self.pools.entry(pool.clone()).or_default().followed, true) {
             self.out.push_back(Output::Follow(pool.clone()));
         }
     }

@@ -6,6 +6,7 @@
 mod addresses;
 mod chain;
 mod gc;
+mod leases;
 mod networks;
 mod nic;
 mod node;

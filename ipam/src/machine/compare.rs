@@ -68,11 +68,13 @@ impl Machine {
     pub(super) fn reply_check(&mut self, now: Time, name: &Name, version: &Arc<str>, reply: Reply) {
         let order = self.id();
         let Some(slot) = self.slots.get_mut(name).filter(|s| !s.flight) else { return };
-        if !matches!(&slot.seen, Seen::There(l) if l.version == *version) {
+        let Seen::There(was) = &slot.seen else { return };
+        if was.version != *version {
             return;
         }
         match reply {
-            Reply::Done(l) if l.version == *version => return,
+            // Not the version alone: an etcd that went back gives its numbers out again.
+            Reply::Done(l) if l == *was => return,
             Reply::Done(l) => slot.there(l, order),
             Reply::Absent => slot.seen = Seen::Absent,
             _ => return,
@@ -129,7 +131,7 @@ impl Machine {
                     slot.retry_at = None;
                     questions.push(name.clone());
                 }
-                (Seen::There(was), listed) if listed.as_ref().is_none_or(|l| l.version != was.version) => {
+                (Seen::There(was), listed) if listed.as_ref() != Some(was) => {
                     slot.distrust();
                     questions.push(name.clone());
                 }
@@ -156,10 +158,11 @@ impl Machine {
 
     /// What becomes of an address without a holder: it rests and will be a spare where the node has room for one. Otherwise it
     /// goes at once: a rest would cost a write more, and lock addresses up just where nodes give many back.
-    pub(super) fn idle_want(&self, now: Time, pool: &Arc<str>, ip: IpAddr) -> Want {
+    pub(super) fn idle_want(&self, now: Time, pool: &Arc<str>, name: &Name) -> Want {
         let Some(p) = self.pools.get(pool) else { return Want::Gone };
-        let usable = p.ranges.as_ref().is_none_or(|(_, r)| r.contains(ip));
-        if usable && !self.is_recalled(pool, ip) && self.idle_count(pool) < p.spares_per_node() {
+        let usable = p.ranges.as_ref().is_none_or(|(_, r)| r.contains(name.ip));
+        let others = self.idle_count(pool) - usize::from(self.slots.get(name).is_some_and(Slot::is_idle_lease));
+        if usable && !self.is_recalled(pool, name.ip) && others < p.spares_per_node() {
             Want::Rest { until: now + REST }
         } else {
             Want::Gone
@@ -210,7 +213,19 @@ impl Machine {
         self.plan_fill(now, pool);
     }
 
+    /// As the controller counts it: a pod here has an address of the pool by the API server's word.
+    fn uses(&self, pool: &str) -> bool {
+        let held = |s: &Slot| matches!(&s.want, Want::Hold(h) if h.stage == Stage::Firm);
+        let ours = |s: &Slot| matches!(&s.seen, Seen::There(l) if self.me.owns(l));
+        self.slots.values().any(|s| *s.pool == *pool && held(s) && ours(s))
+    }
+
+    /// Only where a pod has an address of the pool: the number of spares goes by the nodes that use it, and one that became a
+    /// user by its first spare would lower the number that allowed it, for ever.
     pub(super) fn plan_fill(&mut self, now: Time, pool: &str) {
+        if !self.uses(pool) {
+            return;
+        }
         let idle = self.idle_count(pool);
         if let Some(p) = self.pools.get_mut(pool)
             && p.fill_at.is_none()
@@ -224,8 +239,12 @@ impl Machine {
     fn fill(&mut self, now: Time, pool: &Arc<str>) {
         let idle = self.idle_count(pool);
         let random = self.random();
+        let used = self.uses(pool);
         let Some(p) = self.pools.get_mut(pool) else { return };
         p.fill_at = None;
+        if !used {
+            return;
+        }
         let missing = p.spares_per_node().saturating_sub(idle);
         let (Some((domain, ranges)), Some(map)) = (&p.ranges, &p.map) else { return };
         // What turned out to be taken is left to ADDs, which have no choice.

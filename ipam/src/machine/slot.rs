@@ -70,8 +70,8 @@ pub(super) struct Slot {
     pub failures: u32,
     /// A create without an answer may still be carried out until then.
     pub create_doubt: Option<Time>,
-    /// A write guarded by this version may still be carried out.
-    pub write_doubt: Option<Arc<str>>,
+    /// A write guarded by this version may still be carried out until then.
+    pub write_doubt: Option<(Arc<str>, Time)>,
     /// The version before the lease was looked at again.
     pub known: Option<Arc<str>>,
     /// A create found the name taken.
@@ -146,13 +146,18 @@ impl Slot {
         matches!(self.want, Want::Spare { .. }) && !self.flight && self.write_doubt.is_none() && is_free_lease(l, me)
     }
 
-    /// Only a create that may still come in is left of it.
+    /// Only a write that may still come in is left of it.
     pub fn lingers(&self) -> bool {
-        matches!(self.want, Want::Gone) && !self.flight && self.create_doubt.is_some() && !matches!(self.seen, Seen::There(_))
+        matches!(self.want, Want::Gone) && !self.flight && self.doubt().is_some() && !matches!(self.seen, Seen::There(_))
+    }
+
+    /// Until when something that was given up may still be carried out.
+    pub fn doubt(&self) -> Option<Time> {
+        self.create_doubt.max(self.write_doubt.as_ref().map(|(_, until)| *until))
     }
 
     pub fn there(&mut self, l: Lease, order: u64) {
-        if self.write_doubt.as_ref().is_some_and(|v| *v != l.version) {
+        if self.write_doubt.as_ref().is_some_and(|(v, _)| *v != l.version) {
             self.write_doubt = None;
         }
         self.order = order;

@@ -138,11 +138,36 @@ impl World {
                 return Err(why.clone());
             }
             self.now = until;
-            let Some(why) = self.unsettled() else { return Ok(()) };
+            let why = match self.unsettled() {
+                Some(why) => why,
+                None => {
+                    self.stays_quiet(what)?;
+                    // Something late may have come in meanwhile.
+                    match self.unsettled() {
+                        Some(why) => why,
+                        None => return Ok(()),
+                    }
+                }
+            };
             if self.now - begin > within || self.steps > STEPS_MAX {
                 return Err(format!("{what}: not settled after {:?} and {} steps: {why}", self.now - begin, self.steps));
             }
             pause = (pause * 2).min(Duration::from_secs(60));
+        }
+    }
+
+    /// What is settled writes no more: only pods that wait for an address have a reason to.
+    fn stays_quiet(&mut self, what: &str) -> Result<(), String> {
+        // A rest may end in this time, once.
+        let (until, spares) = (self.now + Duration::from_secs(200), 8 * self.nodes.len() as u64);
+        let waiting = self.pods.values().any(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_)));
+        let before = self.server.writes;
+        while !waiting && self.step(until) {}
+        let writes = self.server.writes - before;
+        match &self.broken {
+            Some(why) => Err(why.clone()),
+            None if writes > 4 * spares => Err(format!("{what}: {writes} writes in 200 s without a cause")),
+            None => Ok(()),
         }
     }
 

@@ -64,3 +64,102 @@ fn an_add_that_fails_while_its_identitys_address_is_given_back_does_not_take_it_
         ],
     );
 }
+
+#[test]
+fn nodes_do_not_make_and_give_back_spares_for_ever() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    passes(
+        49,
+        2,
+        6,
+        &[(217, create(1, 0, Asks::Any)), (11_475, create(2, 1, Asks::Address(1))), (71_768, What::Delete { pod: 1 })],
+    );
+    passes(
+        437,
+        3,
+        13,
+        &[
+            (10, create(0, 1, Asks::Any)),
+            (54, What::Delete { pod: 0 }),
+            (1724, create(1, 1, Asks::Any)),
+            (1761, What::Restore { by_ms: 9820, bump: false }),
+            (23_536, create(3, 1, Asks::Any)),
+            (80_620, create(4, 2, Asks::Ordinal(0))),
+            (146_516, create(5, 0, Asks::Address(0))),
+            (146_527, What::Delete { pod: 3 }),
+        ],
+    );
+}
+
+#[test]
+fn an_update_that_comes_in_after_its_add_was_given_up_is_found_and_undone() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    passes(
+        15_266,
+        2,
+        10,
+        &[
+            (54, What::Requests { node: 1, mode: Mode::Slow, percent: 20, ms: 10_063 }),
+            (1590, create(0, 0, Asks::Any)),
+            (1630, What::Requests { node: 0, mode: Mode::Late, percent: 50, ms: 9714 }),
+            (1944, create(1, 0, Asks::Address(3))),
+            (6511, create(2, 1, Asks::Ordinal(1))),
+            (8202, create(3, 1, Asks::Any)),
+            (8205, create(4, 0, Asks::Ordinal(1))),
+            (11_157, What::Delete { pod: 4 }),
+        ],
+    );
+}
+
+#[test]
+fn a_spare_whose_former_taking_is_still_on_its_way_is_looked_at_again() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    passes(
+        115_876,
+        3,
+        31,
+        &[
+            (62_217, create(0, 0, Asks::Any)),
+            (69_742, create(2, 1, Asks::Any)),
+            (69_780, create(3, 1, Asks::Any)),
+            (69_803, What::Requests { node: 0, mode: Mode::Late, percent: 100, ms: 17_553 }),
+            (69_843, create(4, 0, Asks::Ordinal(1))),
+            (71_614, What::WatchesLost { node: 0, ms: 49_591 }),
+            (84_462, What::HangUp { pod: 4 }),
+        ],
+    );
+}
+
+#[test]
+fn a_version_that_an_old_etcd_gives_out_again_is_not_the_same_lease() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    passes(
+        175_472,
+        3,
+        5,
+        &[
+            (2082, create(0, 0, Asks::Ordinal(0))),
+            (3548, create(1, 0, Asks::Any)),
+            (10_436, create(2, 2, Asks::Address(0))),
+            (17_019, create(3, 2, Asks::Any)),
+            (17_049, What::Restore { by_ms: 13_532, bump: false }),
+        ],
+    );
+}
+
+#[test]
+fn a_refused_ask_leaves_the_leases_of_an_older_agent_to_their_identity() {
+    let create = |pod, asks| What::Create { pod, node: 1, asks };
+    passes(
+        201_798,
+        3,
+        2,
+        &[
+            (89, create(0, Asks::Ordinal(1))),
+            (68_705, create(1, Asks::Address(0))),
+            (68_736, create(2, Asks::Any)),
+            (69_267, What::Die { node: 0, fenced_after_ms: 96_458 }),
+            (69_293, What::Recreate { node: 1, ms: 1060 }),
+        ],
+    );
+}

@@ -684,6 +684,7 @@ impl World {
         node.epoch += 1;
         node.tick_at = None;
         node.map = None;
+        node.follows = false;
         node.watching.clear();
         let asks = std::mem::take(&mut node.asks);
         let epoch = node.epoch;
