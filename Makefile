@@ -2,7 +2,8 @@
 # make test                all lanes of proof; LANE=unit, LANE=lab or LANE=kube for one
 # make simulate            a million seeded schedules of the address allocator (make test: 100,000)
 # make kill-rounds         everything killed, torn, full and gone, all rounds of it (half an hour); the lab lane has some
-# make bench               the product against the reference plugins: one table, below ten minutes
+# make bench               the product against the reference plugins: one table, below ten minutes; ARGS=--kube adds the rows
+#                          on kube-apiserver and etcd
 # make fuzz                every parser against any bytes, 10 minutes each (FUZZ_SECONDS=60, ARGS=pool for one of them)
 # make build               all binaries as a release: target/release, and the static CNI ones in target/<host>/cni
 # make clean-lab           removes what a killed or kept demo or test left behind
@@ -42,7 +43,12 @@ demo:
 bench: cni
 	@scripts/deps.sh lab
 	cargo build --release --locked -p standalone -p controller -p bridge-agent -p integration-tests --bins
+ifneq (,$(findstring --kube,$(ARGS)))
+	@scripts/deps.sh kube
+	@MOORING_TOOLS=$$(scripts/kube-tools.sh) && export MOORING_TOOLS && $(TARGET)/release/mooring-lab bench --cni $(TARGET)/$(HOST)/cni $(ARGS)
+else
 	@$(TARGET)/release/mooring-lab bench --cni $(TARGET)/$(HOST)/cni $(ARGS)
+endif
 
 clean-lab:
 	@$(TARGET)/lab/mooring-lab clean

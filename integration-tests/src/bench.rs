@@ -1,6 +1,7 @@
 //! `make bench`: what Mooring takes, as ratios to the reference plugins in the same run. It builds the lab, starts the
 //! product on one node, has the rows measured there, and prints one table. It does not measure by itself.
 
+pub mod api;
 pub mod exec;
 pub mod figures;
 pub mod ipam;
@@ -24,14 +25,15 @@ use figures::{Row, table};
 const LIMIT: Duration = Duration::from_secs(480);
 
 /// Measures, and prints the table. `go`: the directory of the reference plugins; `cni`: of our CNI executables; `only`: parts
-/// of the names of the groups of rows that are measured, none for all.
+/// of the names of the groups of rows that are measured, none for all; `kube`: also on a real
+/// API server.
 ///
 /// # Errors
 /// Something does not come up, a call fails where it must not, or the time is over. The rows until then are printed.
-pub fn run(exe: PathBuf, go: Option<PathBuf>, cni: Option<PathBuf>, only: &[String]) -> Result<()> {
+pub fn run(exe: PathBuf, go: Option<PathBuf>, cni: Option<PathBuf>, only: &[String], kube: bool) -> Result<()> {
     let began = Instant::now();
     let go = go.map_or_else(newest_plugins, Ok)?;
-    let lab = Lab::start(&Options { exe, nodes: 1 })?;
+    let lab = Lab::start(&Options { exe: exe.clone(), nodes: 1 })?;
     let mut product = Product::without_stand_ins(&lab, cni)?;
     let mut rows = Vec::new();
     let on_node = on_node(&lab, &product, &go, only, &mut rows);
@@ -43,9 +45,18 @@ pub fn run(exe: PathBuf, go: Option<PathBuf>, cni: Option<PathBuf>, only: &[Stri
         }
         on_node
     });
+    let done = done.and_then(|()| {
+        if kube && is_asked(only, "kube") {
+            rows.extend(api::rows(&exe, Path::new("deploy"))?);
+        }
+        Ok(())
+    });
     let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
     println!("Times in ms: median (90th percentile), exec to exit. Reference plugins: {}. {cores} cores.\n", version(&go)?);
     print!("{}", table(&rows));
+    if !kube {
+        println!("\nLeft out: the rows on kube-apiserver and etcd. They come with: make bench ARGS=--kube");
+    }
     println!("\n{:.0} s", began.elapsed().as_secs_f32());
     if done.is_err() {
         eprintln!("{}", lab.run().tails(8));

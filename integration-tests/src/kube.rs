@@ -28,7 +28,7 @@ pub const AGENT: &str = "mooring-agent";
 /// Their namespace, as the manifests have it.
 pub const NAMESPACE: &str = "kube-system";
 /// A busy machine may take this long until the server is ready; an idle one takes 3 s.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running API server.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ pub struct Kube {
     url: String,
     kubectl: PathBuf,
     daemons: Vec<Daemon>,
+    server: u32,
     /// From the start of its first process until it was ready.
     pub took: Duration,
 }
@@ -53,16 +54,33 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("{name} is in none of {}: run scripts/kube-tools.sh", dirs.display()))
 }
 
+/// What is unusual about a server.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// etcd forces everything to disk, as it does where data matter.
+    pub fsync: bool,
+    /// What the product's accounts ask is logged: [`Kube::audit`].
+    pub audit: bool,
+}
+
 impl Kube {
     /// Starts it in `space`, at an address that the machine has, and waits until it is ready.
     ///
     /// # Errors
     /// A program is missing, or does not come up: with the end of its log.
     pub fn start(run: &Run, space: &Space, address: IpAddr) -> Result<Self> {
+        Self::start_with(run, space, address, Options::default())
+    }
+
+    /// As [`Kube::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(run: &Run, space: &Space, address: IpAddr, options: Options) -> Result<Self> {
         let dir = run.dir().join("kube");
         std::fs::create_dir(&dir)?;
         let url = format!("https://{}", std::net::SocketAddr::new(address, 6443));
-        let mut kube = Self { dir, url, kubectl: tool("kubectl")?, daemons: Vec::new(), took: Duration::ZERO };
+        let mut kube = Self { dir, url, kubectl: tool("kubectl")?, daemons: Vec::new(), server: 0, took: Duration::ZERO };
         let token = uuid::Uuid::new_v4().to_string();
         std::fs::write(kube.dir.join("tokens.csv"), format!("{token},{ADMIN},{ADMIN},system:masters\n"))?;
         kube.write_kubeconfig(ADMIN, &token)?;
@@ -70,8 +88,8 @@ impl Kube {
         let made = Command::new("openssl").args(["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key]).output();
         ensure!(made.context("failed to start openssl")?.status.success(), "openssl makes no key");
         let began = Instant::now();
-        kube.start_etcd(run, space)?;
-        kube.start_server(run, space, address, &key)?;
+        kube.start_etcd(run, space, options.fsync)?;
+        kube.start_server(run, space, address, &key, options.audit)?;
         kube.until_ready(space, began)?;
         kube.took = began.elapsed();
         kube.start_collector(run, space)?;
@@ -82,10 +100,13 @@ impl Kube {
         self.dir.join(name).display().to_string()
     }
 
-    fn start_etcd(&mut self, run: &Run, space: &Space) -> Result<()> {
+    fn start_etcd(&mut self, run: &Run, space: &Space, fsync: bool) -> Result<()> {
         let mut etcd = Command::new("etcd");
-        // Nothing here has to outlive the machine, so nothing is forced to disk.
-        etcd.args(["--unsafe-no-fsync", "--name=lab", "--log-level=warn", "--data-dir", &self.path("etcd")]);
+        if !fsync {
+            // Nothing here has to outlive the machine, so nothing is forced to disk.
+            etcd.arg("--unsafe-no-fsync");
+        }
+        etcd.args(["--name=lab", "--log-level=warn", "--data-dir", &self.path("etcd")]);
         etcd.args(["--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379"]);
         etcd.args(["--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380"]);
         etcd.arg("--initial-cluster=lab=http://127.0.0.1:2380");
@@ -93,7 +114,7 @@ impl Kube {
         Ok(())
     }
 
-    fn start_server(&mut self, run: &Run, space: &Space, address: IpAddr, key: &str) -> Result<()> {
+    fn start_server(&mut self, run: &Run, space: &Space, address: IpAddr, key: &str, audit: bool) -> Result<()> {
         let mut server = Command::new(tool("kube-apiserver")?);
         server.args(["--etcd-servers=http://127.0.0.1:2379", "--secure-port=6443", "--endpoint-reconciler-type=none"]);
         server.arg(format!("--bind-address={address}")).arg(format!("--advertise-address={address}"));
@@ -104,7 +125,18 @@ impl Kube {
         server.args(["--service-account-key-file", key, "--service-account-signing-key-file", key]);
         // Nobody makes the default ServiceAccounts that it would ask every pod to have.
         server.arg("--disable-admission-plugins=ServiceAccount");
-        self.daemons.push(Daemon::start(run, space, "kube-apiserver", &mut server)?);
+        if audit {
+            let users = [CONTROLLER, AGENT].map(|name| format!("system:serviceaccount:{NAMESPACE}:{name}"));
+            let policy = serde_json::json!({
+                "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"],
+                "rules": [{"level": "Metadata", "users": users}, {"level": "None"}],
+            });
+            std::fs::write(self.dir.join("audit.json"), policy.to_string())?;
+            server.arg("--audit-policy-file").arg(self.path("audit.json")).arg("--audit-log-path").arg(self.audit());
+        }
+        let daemon = Daemon::start(run, space, "kube-apiserver", &mut server)?;
+        self.server = daemon.pid();
+        self.daemons.push(daemon);
         Ok(())
     }
 
@@ -127,6 +159,16 @@ impl Kube {
             ensure!(began.elapsed() < PATIENCE, "kube-apiserver is not ready after {} s: {why}", PATIENCE.as_secs());
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// The audit log, where it was asked for.
+    pub fn audit(&self) -> PathBuf {
+        self.dir.join("audit.log")
+    }
+
+    /// The server's process.
+    pub fn server_pid(&self) -> u32 {
+        self.server
     }
 
     /// All of its processes still run.
@@ -254,9 +296,17 @@ impl Machine {
     /// # Errors
     /// Something does not come up: with the ends of all logs.
     pub fn start(exe: &Path, deploy: &Path) -> Result<Self> {
+        Self::start_with(exe, deploy, Options::default())
+    }
+
+    /// As [`Machine::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(exe: &Path, deploy: &Path, options: Options) -> Result<Self> {
         let run = Run::start()?;
         let space = Space::start(&run, exe, "control")?;
-        let started = Kube::start(&run, &space, IpAddr::from([127, 0, 0, 1]));
+        let started = Kube::start_with(&run, &space, IpAddr::from([127, 0, 0, 1]), options);
         let kube = started.and_then(|kube| kube.install(&space, deploy).map(|()| kube));
         let kube = kube.with_context(|| run.tails(12))?;
         Ok(Self { kube, space, run })
@@ -284,6 +334,11 @@ impl Machine {
     /// It is not there.
     pub fn start_beside(&self, name: &str, account: &str, command: &mut Command) -> Result<Daemon> {
         Daemon::start(&self.run, &self.space, name, command.env("KUBECONFIG", self.kube.kubeconfig(account)))
+    }
+
+    /// Its directory and logs.
+    pub fn run(&self) -> &Run {
+        &self.run
     }
 
     /// The ends of all logs.

@@ -3,6 +3,7 @@
 //! and API objects, never by its types.
 
 pub mod apply;
+pub mod audit;
 pub mod bench;
 pub mod cluster;
 pub mod cni_runtime;
@@ -20,4 +21,5 @@ pub mod proxy;
 pub mod rounds;
 pub mod run;
 pub mod space;
+pub mod swarm;
 pub mod vectors;

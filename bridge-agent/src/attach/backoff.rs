@@ -1,6 +1,7 @@
 //! Pods whose pools are empty. The runtime tries a failing pod again every few seconds for as long as it exists, and each
 //! try waits for seconds and, without a map, looks into every pool: a node full of such pods has no place for other calls, and
-//! without a controller it is a storm at the API server. So a try that comes too early is answered from here. Knows no API; a free address that is known ends the wait at once.
+//! without a controller it is a storm at the API server. So a try that comes too early is answered from here. Knows no API; a
+//! free address that is known ends the wait at once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

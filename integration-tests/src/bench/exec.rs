@@ -195,6 +195,11 @@ pub fn children_cpu() -> Result<Duration> {
 pub struct Process(u32);
 
 impl Process {
+    /// By its pid.
+    pub fn of(pid: u32) -> Self {
+        Self(pid)
+    }
+
     /// By its name, which the kernel cuts after 15 characters.
     ///
     /// # Errors

@@ -39,9 +39,12 @@ enum Cmd {
         /// Directory of our CNI executables as they are installed [default: beside this program]
         #[arg(long)]
         cni: Option<PathBuf>,
-        /// Only the rows whose group has this in its name (VERSION, macvlan, ovs, second NIC, CPU, memory, floor, ipam)
+        /// Only the rows whose group has this in its name (VERSION, macvlan, ovs, second NIC, CPU, memory, floor, ipam, kube)
         #[arg(long)]
         only: Vec<String>,
+        /// Measure on a real API server too; MOORING_TOOLS says where its programs are
+        #[arg(long)]
+        kube: bool,
     },
     /// Measure on the node this runs on (used by `bench`)
     #[command(hide = true)]
@@ -133,7 +136,7 @@ fn act(command: Cmd) -> Result<ExitCode> {
     match command {
         Cmd::Hold { name } => space::hold(&name)?,
         Cmd::Demo { keep, examples } => demo::run(std::env::current_exe()?, examples, keep)?,
-        Cmd::Bench { go_plugins, cni, only } => bench::run(std::env::current_exe()?, go_plugins, cni, &only)?,
+        Cmd::Bench { go_plugins, cni, only, kube } => bench::run(std::env::current_exe()?, go_plugins, cni, &only, kube)?,
         Cmd::BenchNode { api_socket, go_plugins, only } => bench::rows::run(&api_socket, &go_plugins, &only)?,
         Cmd::Up { nodes, wait } => {
             let lab = Lab::start(&Options { exe: std::env::current_exe()?, nodes })?;
