@@ -11,6 +11,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::convert::Checked;
 use api::{NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderReservedIP};
 use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -177,7 +178,10 @@ pub struct Caches {
     namespaces: Store<Namespace>,
     nads: Store<NetworkAttachmentDefinition>,
     pools: Store<SpiderIPPool>,
+    pools_changed: watch::Receiver<u64>,
     reserved: Store<SpiderReservedIP>,
+    reserved_changed: watch::Receiver<u64>,
+    checked: Arc<Mutex<Option<LastChecked>>>,
     coordinators: Store<SpiderCoordinator>,
     node_network: Store<NodeNetwork>,
     node_network_changed: watch::Receiver<u64>,
@@ -189,6 +193,13 @@ impl Debug for Caches {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Caches").field("node", &self.node).field("pods", &self.pods.len()).finish_non_exhaustive()
     }
+}
+
+/// What pools and reserved addresses came down to when they were last looked at.
+struct LastChecked {
+    /// How often each had changed by then.
+    changes: (u64, u64),
+    checked: Arc<Checked>,
 }
 
 struct MapWatch {
@@ -204,8 +215,8 @@ impl Caches {
             follow::<Pod>(Api::all(client.clone()), any().fields(&format!("spec.nodeName={node}")), shutdown);
         let (namespaces, _) = follow(Api::all(client.clone()), any(), shutdown);
         let (nads, _) = follow(Api::all(client.clone()), any(), shutdown);
-        let (pools, _) = follow(Api::all(client.clone()), any(), shutdown);
-        let (reserved, _) = follow(Api::all(client.clone()), any(), shutdown);
+        let (pools, pools_changed) = follow(Api::all(client.clone()), any(), shutdown);
+        let (reserved, reserved_changed) = follow(Api::all(client.clone()), any(), shutdown);
         let (coordinators, _) = follow(Api::all(client.clone()), any(), shutdown);
         let (node_network, node_network_changed) =
             follow(Api::all(client.clone()), any().fields(&format!("metadata.name={node}")), shutdown);
@@ -217,7 +228,10 @@ impl Caches {
             namespaces,
             nads,
             pools,
+            pools_changed,
             reserved,
+            reserved_changed,
+            checked: Arc::default(),
             coordinators,
             node_network,
             node_network_changed,
@@ -308,8 +322,20 @@ impl Caches {
         self.pools.state()
     }
 
-    pub fn reserved(&self) -> Vec<Arc<SpiderReservedIP>> {
-        self.reserved.state()
+    /// All pools as they may be used, read anew only after one of them or of the reserved addresses changed.
+    pub fn checked_pools(&self) -> Arc<Checked> {
+        // The counters first: what changes after this is read again at the next call.
+        let changes = (*self.pools_changed.borrow(), *self.reserved_changed.borrow());
+        let mut last = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(l) if l.changes == changes => l.checked.clone(),
+            _ => {
+                let (all, kept) = (self.pools.state(), self.reserved.state());
+                let checked = Arc::new(api::convert::pools(all.iter().map(AsRef::as_ref), kept.iter().map(AsRef::as_ref)));
+                *last = Some(LastChecked { changes, checked: checked.clone() });
+                checked
+            }
+        }
     }
 
     pub fn coordinator(&self, name: &str) -> Option<Arc<SpiderCoordinator>> {

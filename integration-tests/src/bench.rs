@@ -4,6 +4,7 @@
 pub mod api;
 pub mod exec;
 pub mod figures;
+pub mod floor;
 pub mod ipam;
 pub mod rows;
 pub mod world;

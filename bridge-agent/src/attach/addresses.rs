@@ -65,8 +65,7 @@ impl<H: Host + 'static> Agent<H> {
         let pod = pod.ok_or_else(|| {
             Error::env("CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME are missing, addresses of pools are for pods")
         })?;
-        let (pools, reserved) = (self.caches.pools(), self.caches.reserved());
-        let checked = api::convert::pools(pools.iter().map(AsRef::as_ref), reserved.iter().map(AsRef::as_ref));
+        let checked = self.caches.checked_pools();
         let reference = pod.reference();
         let holder = Holder {
             pod_namespace: reference.namespace.clone(),

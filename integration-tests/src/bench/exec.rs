@@ -69,6 +69,11 @@ impl Sandbox {
         made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("failed to make a network namespace")?;
         Ok(sandbox)
     }
+
+    /// Its path.
+    pub fn netns(&self) -> &Path {
+        &self.netns
+    }
 }
 
 impl Drop for Sandbox {

@@ -15,7 +15,7 @@ use crate::cluster::{POOLS, text};
 use crate::product::wait_until;
 
 /// Runs that only fill caches.
-const WARM: usize = 3;
+pub(super) const WARM: usize = 3;
 const GO_MACVLAN: &str = "Go macvlan + host-local";
 const GO_BRIDGE: &str = "Go bridge + host-local";
 
@@ -26,7 +26,7 @@ const GO_BRIDGE: &str = "Go bridge + host-local";
 pub fn run(socket: &Path, go: &Path, only: &[String]) -> Result<()> {
     let world = World::new(socket, go)?;
     type Measure = fn(&World) -> Result<Vec<Row>>;
-    let rows: [(&str, Measure); 10] = [
+    let rows: [(&str, Measure); 11] = [
         ("VERSION", versions),
         ("macvlan by the agent", macvlan),
         ("macvlan alone", alone),
@@ -36,6 +36,7 @@ pub fn run(socket: &Path, go: &Path, only: &[String]) -> Result<()> {
         ("ovs, 100 at once", ovs_burst),
         ("CPU", cpu),
         ("memory", memory),
+        ("floor", super::floor::rows),
         // Last: its 4,500 leases stay.
         ("pool nearly used up", full_pool),
     ];
@@ -82,7 +83,7 @@ fn in_turn(runs: usize, sides: &[(&Plugin, &[PodName])]) -> Result<Vec<(Times, T
 }
 
 /// The kernel takes namespaces down behind; the agent writes endpoints behind.
-fn settle() {
+pub(super) fn settle() {
     std::thread::sleep(Duration::from_millis(700));
 }
 

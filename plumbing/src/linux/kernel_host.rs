@@ -1,6 +1,8 @@
 //! What the kernel alone does of a host, on the calling thread: no Open vSwitch, no runtime. The part of `LinuxHost` that
 //! blocks, and all that a process needs which makes one NIC and ends.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use model::observed::{Look, NetnsState, Observed, Scope};
 use netlink::{Netns, Socket};
 use planner::{Plan, Step};
@@ -70,11 +72,15 @@ impl Hands for OneThread<'_> {
         if run.first().is_some_and(Step::is_ovsdb) {
             return Err(nothing(StepError::NoOvs));
         }
-        match self.0.pod.filter(|_| run.iter().any(kernel::is_inside)) {
+        let act = || match self.0.pod.filter(|_| run.iter().any(kernel::is_inside)) {
             // Once for all of them.
             Some(netns) => netns.enter(|| self.0.carry_out(run)).unwrap_or_else(|e| Err(nothing(e.into()))),
             None => self.0.carry_out(run),
-        }
+        };
+        // Whatever it had done by a panic has to be tried to be taken back.
+        let panicked =
+            |_| Err(Failed { at: 0, cause: StepError::Task("a step panicked".to_owned()), changed: vec![true; run.len()] });
+        catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(panicked)
     }
 }
 
