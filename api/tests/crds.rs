@@ -105,7 +105,7 @@ fn our_group_is_the_domain() {
 }
 
 #[test]
-fn pools_print_the_columns_of_the_seeds() {
+fn pools_print_the_columns_of_the_quick_start() {
     let columns = |kind: &str| -> Vec<String> {
         let crd = crd(kind);
         let columns = crd.spec.versions[0].additional_printer_columns.clone().unwrap_or_default();

@@ -68,7 +68,9 @@ fn a_thousand_pods_take_a_thousand_addresses_twice() {
             add.text(),
             add.order[PODS - PODS / 100..].iter().max().unwrap().as_secs_f64() * 1e3
         );
-        assert_eq!(lists, 0, "a label list walks every lease of the cluster");
+        // A label list walks every lease of the cluster: only for an ADD whose map says nothing true 32 times in a row, which
+        // happens in the last percent of a pool.
+        assert!(lists <= PODS / 100, "{lists} lists");
         let del = swarm.all("DEL", round).unwrap();
         assert!(del.failed.is_empty(), "{} DELs failed: {}", del.failed.len(), del.failed[0]);
         let deleted = audit.until_quiet(AGENT, PATIENCE).unwrap();

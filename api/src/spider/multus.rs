@@ -186,7 +186,7 @@ pub struct SriovConfig {
 pub struct OvsConfig {
     #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/:\s]+$"))]
     pub bridge: String,
-    /// Access VLAN, or the native one beside `trunk`; absent leaves the port a trunk of every VLAN.
+    /// Access VLAN; without effect beside `trunk`. Absent leaves the port a trunk of every VLAN.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 4094))]
     pub vlan: Option<i32>,
