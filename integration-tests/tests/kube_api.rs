@@ -31,7 +31,7 @@ fn header(table: &str) -> Vec<&str> {
 }
 
 #[test]
-fn examples_apply_strictly_and_print_the_columns_of_the_seeds() {
+fn examples_apply_strictly_and_print_the_columns_of_the_quick_start() {
     let m = machine();
     let established = m.kubectl(&["get", "crd", "-o", "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type==\"Established\")].status}/{.status.conditions[?(@.type==\"NamesAccepted\")].status}/{.status.conditions[?(@.type==\"NonStructuralSchema\")].status}{\"\\n\"}{end}"]).unwrap();
     let files = std::fs::read_dir(root().join("deploy/crds")).unwrap().count();
