@@ -126,5 +126,7 @@ fn the_demo_is_right_on_a_real_api_server() {
     }
     let leases: Value =
         serde_json::from_str(&kube.kubectl(&demo.lab.control, ADMIN, &["get", "addressleases", "-o", "json"]).unwrap()).unwrap();
-    assert_eq!(leases["items"].as_array().map(Vec::len), Some(0), "{leases}");
+    // Spares and resting addresses stay with their nodes.
+    let held = leases["items"].as_array().unwrap().iter().filter(|l| !l["spec"]["holder"].is_null()).count();
+    assert_eq!(held, 0, "{leases}");
 }
