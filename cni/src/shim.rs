@@ -142,17 +142,7 @@ pub fn forward(agent: &Agent, raw: &RawCall, request: &Request, timeouts: Timeou
             Err(e) => return Err(Error::new(Error::UNKNOWN_CONTAINER, format!("CNI_NETNS {path:?}: failed to open: {e}"))),
         },
     };
-    let call = Call {
-        version: wire::PROTOCOL,
-        verb: request.verb,
-        container_id: raw.container_id.clone(),
-        netns: request.netns.clone(),
-        ifname: raw.ifname.clone(),
-        args: raw.args.clone(),
-        path: raw.path.clone(),
-        stdin: Value::Object(request.conf.raw().clone()),
-        runtime: parent::runtime(&raw.path),
-    };
+    let call = Call::new(raw, request, parent::runtime(&raw.path));
     let mut stream = match connect(socket, timeouts.connect) {
         Ok(s) => s,
         Err(e) => {

@@ -55,6 +55,21 @@ pub struct Call {
 }
 
 impl Call {
+    /// What the plugin passes on; `runtime`: the program that executed it, empty where it cannot be told.
+    pub fn new(raw: &RawCall, request: &crate::Request, runtime: String) -> Self {
+        Self {
+            version: PROTOCOL,
+            verb: request.verb,
+            container_id: raw.container_id.clone(),
+            netns: request.netns.clone(),
+            ifname: raw.ifname.clone(),
+            args: raw.args.clone(),
+            path: raw.path.clone(),
+            stdin: Value::Object(request.conf.raw().clone()),
+            runtime,
+        }
+    }
+
     pub fn raw(&self) -> RawCall {
         RawCall {
             command: self.verb.as_str().to_owned(),

@@ -62,17 +62,7 @@ fn accepted(request: &Request, raw: &RawCall, stdin: &[u8], flat: Option<&str>) 
     let read: Value = serde_json::from_slice(stdin).expect("it was read a moment ago");
     assert_eq!(conf, read, "the configuration is kept as it came");
 
-    let call = Call {
-        version: wire::PROTOCOL,
-        verb: request.verb,
-        container_id: raw.container_id.clone(),
-        netns: request.netns.clone(),
-        ifname: raw.ifname.clone(),
-        args: raw.args.clone(),
-        path: raw.path.clone(),
-        stdin: conf.clone(),
-        runtime: String::new(),
-    };
+    let call = Call::new(raw, request, String::new());
     let frame = wire::encode(&ToAgent::Call(call)).expect("a call fits into a frame");
     let len = wire::body_len([frame[0], frame[1], frame[2], frame[3]]).expect("the frame says its own length");
     assert_eq!(len, frame.len() - 4);
