@@ -139,7 +139,9 @@ async fn an_agent_that_lost_its_id_adopts_what_still_runs() {
     let conf = macvlan(json!({}));
     w.add("c1", "eth0", &conf, Some(&a)).await.unwrap();
     let before = w.leases().await[0].clone();
-    w.foreign_lease("p", "10.6.1.29", json!({"node":"n1","agentID":before.spec.agent_id})).await;
+    // The pod's address is any of the pool's.
+    let other = if before.spec.address == "10.6.1.29" { "10.6.1.28" } else { "10.6.1.29" };
+    w.foreign_lease("p", other, json!({"node":"n1","agentID":before.spec.agent_id})).await;
     std::fs::remove_file(w.dir.path().join("state").join(bridge_agent::agent_id::FILE)).unwrap();
     let w = w.restart().await;
     assert_ne!(w.agent.me.agent_id, before.spec.agent_id);
