@@ -436,6 +436,7 @@ fn map_value(m: &PoolMap) -> Map {
         window: window(m),
         spares_per_node: u8::try_from(m.spec.spares_per_node).unwrap_or_default(),
         recall: m.spec.recall.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        nodes: m.spec.node_marks(),
     }
 }
 

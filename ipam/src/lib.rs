@@ -8,6 +8,7 @@ pub mod lease;
 pub mod machine;
 pub mod pool;
 pub mod ranges;
+pub mod share;
 pub mod window;
 
 pub use choice::{Ask, ChoiceError, Choices, FamilyNames, NicEntry, NicOfPod, NicPools, Rejection, Source, Sources, choose};
@@ -15,4 +16,5 @@ pub use fixed::{Decision, Me, RequestError, check_request, decide};
 pub use lease::{Holder, Identity, IdentityKind, Lease, Name, Quarantine, Wanted};
 pub use pool::{Overlap, Pool, PoolError, PoolSpec, Pools};
 pub use ranges::{Family, RangeError, Ranges};
+pub use share::{Share, share};
 pub use window::{Chunk, Counts, Learned, LeaseState, Picker, Tried, Window, counts, spares_per_node};

@@ -15,10 +15,11 @@ mod slot;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Holder, Identity, Learned, Lease, Name, Quarantine, Ranges, Window};
+use crate::{Holder, Identity, Learned, Lease, Name, Quarantine, Ranges, Window, share};
 use ask::Asking;
 use compare::Compare;
 use slot::{Act, Hold, Seen, Slot, Stage, Want};
@@ -39,9 +40,11 @@ const DOUBT: Duration = Duration::from_secs(90);
 /// Between tries after errors; doubled each time up to the latter.
 const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// How soon a spare that was given away is replaced: a burst of ADDs creates its own leases meanwhile, with one write each
-/// where a spare costs two.
+/// How long after the last ADD spares are replaced: a burst of ADDs creates its own leases, with one write each where a spare
+/// costs two, and where it empties the pool, its spares would all be given back.
 const FILL_AFTER: Duration = Duration::from_secs(1);
+/// But no later than this after the first: ADDs that never cease have their spares too.
+const FILL_WITHIN: Duration = Duration::from_secs(5);
 /// An address that a sandbox has and another holds by the API server's word is looked at again that often.
 const CONTEST_EVERY: Duration = Duration::from_secs(60);
 
@@ -69,6 +72,8 @@ pub struct Map {
     pub window: Window,
     pub spares_per_node: u8,
     pub recall: Vec<IpAddr>,
+    /// `share::marks` of the nodes.
+    pub nodes: Vec<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,12 +153,33 @@ struct Pool {
     /// What it may give out, and where, by the last ask.
     ranges: Option<(Arc<str>, Arc<Ranges>)>,
     learned: Learned,
-    fill_at: Option<Time>,
+    /// This node's positions in the map's window.
+    first: Option<Range<usize>>,
+    /// When the map came.
+    map_at: Time,
+    /// When spares are filled, and no later than when.
+    fill: Option<(Time, Time)>,
 }
 
 impl Pool {
     fn spares_per_node(&self) -> usize {
         self.map.as_ref().map_or(0, |m| usize::from(m.spares_per_node))
+    }
+
+    /// Where in the map's window this node looks first.
+    fn first(&mut self, node: &str, ranges: &Ranges) -> Range<usize> {
+        let positions = || {
+            let map = self.map.as_ref()?;
+            Some(share(&map.nodes, node)?.positions(&map.window, ranges))
+        };
+        self.first.get_or_insert_with(|| positions().unwrap_or_default()).clone()
+    }
+
+    /// An ADD asks: a burst is not over.
+    fn put_off_fill(&mut self, now: Time) {
+        if let Some((at, latest)) = &mut self.fill {
+            *at = (now + FILL_AFTER).min(*latest);
+        }
     }
 }
 
@@ -245,7 +271,7 @@ impl Machine {
             [s.retry_at.filter(|_| !s.flight), rest]
         });
         let asks = self.asks.values().map(Asking::wake);
-        let pools = self.pools.values().map(|p| p.fill_at);
+        let pools = self.pools.values().map(|p| Some(p.fill?.0));
         slots.chain(asks).chain(pools).chain([self.compare.wake()]).flatten().min()
     }
 
@@ -271,7 +297,7 @@ impl Machine {
         if let Some(m) = &map {
             p.learned.window_changed(&m.window);
         }
-        p.map = map;
+        (p.map, p.map_at, p.first) = (map, now, None);
         let recalled: Vec<Name> = self
             .slots
             .iter()

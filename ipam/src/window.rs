@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::ops::Range;
 
 use crate::Ranges;
 use crate::ranges::{chunk_of, in_chunk};
@@ -117,12 +118,20 @@ pub struct Picker<'a> {
     window: Option<&'a Window>,
     allocatable: &'a Ranges,
     learned: &'a Learned,
+    /// Positions of the window that come first.
+    first: Range<usize>,
     tried: Tried,
 }
 
 impl<'a> Picker<'a> {
     pub fn new(window: Option<&'a Window>, allocatable: &'a Ranges, learned: &'a Learned) -> Self {
-        Self { window, allocatable, learned, tried: Tried::default() }
+        Self { window, allocatable, learned, first: 0..0, tried: Tried::default() }
+    }
+
+    /// Looks here first: positions of the window, 256 a chunk.
+    #[must_use]
+    pub fn first(self, positions: Range<usize>) -> Self {
+        Self { first: positions, ..self }
     }
 
     /// Goes on where an earlier picker of the same search ended.
@@ -135,27 +144,29 @@ impl<'a> Picker<'a> {
         self.tried
     }
 
-    /// With a window: a random free bit, later the bits we learnt to be taken (they may have come back), then none: the
-    /// pool gives nothing at the moment. Without: a random address, 16 times, then none: ask for one chunk's leases.
-    /// `random` gives 64 random bits a call.
+    /// With a window: the free bits of the first positions, then random ones, without those that we learnt to be taken; then
+    /// none: the pool gives nothing before the next window. Without: a random address, 16 times, then none: ask for one
+    /// chunk's leases. `random` gives 64 random bits a call.
     pub fn next(&mut self, random: &mut dyn FnMut() -> u64) -> Option<IpAddr> {
         let found = match self.window {
-            Some(w) => self.in_window(w, random(), false).or_else(|| self.in_window(w, random(), true)),
+            Some(w) => self.in_window(w, self.first.clone()).or_else(|| {
+                let total = w.chunks.len() * 256;
+                // From a random place on, around the window.
+                let start = usize::try_from(random() % (total.max(1) as u64)).expect("below 64 x 256");
+                self.in_window(w, start..total).or_else(|| self.in_window(w, 0..start))
+            }),
             None => self.blind(random),
         };
         self.tried.ips.extend(found);
         found
     }
 
-    /// From a random place on, around the window: the first bit that will do.
-    fn in_window(&self, window: &Window, random: u64, learned: bool) -> Option<IpAddr> {
-        let total = window.chunks.len() * 256;
-        let start = usize::try_from(random % (total.max(1) as u64)).expect("below 64 x 256");
+    /// The first of these positions that will do.
+    fn in_window(&self, window: &Window, mut positions: Range<usize>) -> Option<IpAddr> {
         // A window that was published before a range was cut must not bring the cut part back.
-        let fits =
-            |ip: IpAddr| !self.tried.ips.contains(&ip) && self.learned.contains(ip) == learned && self.allocatable.contains(ip);
-        (0..total).map(|k| (start + k) % total).find_map(|k| {
-            let chunk = &window.chunks[k / 256];
+        let fits = |ip: IpAddr| !self.tried.ips.contains(&ip) && !self.learned.contains(ip) && self.allocatable.contains(ip);
+        positions.find_map(|k| {
+            let chunk = window.chunks.get(k / 256)?;
             let i = (k % 256) as u8;
             (chunk.is_free(i)).then(|| in_chunk(chunk.base, i)).filter(|ip| fits(*ip))
         })

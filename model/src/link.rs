@@ -125,7 +125,8 @@ impl MacAddr {
     }
 }
 
-fn fnv1a(bytes: &[u8]) -> u32 {
+/// FNV-1a, 32 bit.
+pub fn fnv1a(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193))
 }
 

@@ -44,6 +44,25 @@ pub struct PoolMapSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub recall: Vec<String>,
+    /// The nodes, each as two bytes (big-endian; 32 bits of FNV-1a of its name, the halves xored), ascending, in standard
+    /// base64; empty where there are more than 1,024. The place of its mark among them tells a node which part of the window
+    /// it searches first, so that nodes do not meet there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 2732))]
+    pub nodes: String,
+}
+
+impl PoolMapSpec {
+    /// Of `nodes`; what cannot be read is left out: it is a hint.
+    pub fn node_marks(&self) -> Vec<u16> {
+        let bytes = STANDARD.decode(&self.nodes).unwrap_or_default();
+        bytes.as_chunks().0.iter().map(|b| u16::from_be_bytes(*b)).collect()
+    }
+
+    /// The text of `nodes`.
+    pub fn encode_marks(marks: &[u16]) -> String {
+        STANDARD.encode(marks.iter().flat_map(|m| m.to_be_bytes()).collect::<Vec<u8>>())
+    }
 }
 
 /// 256 addresses are a /24 or a /120; 64 of them are 16,384 addresses in 4 KiB of text.
@@ -93,6 +112,16 @@ mod tests {
         let c = Chunk::new(base, &bits);
         assert_eq!(c.bits.len(), 44, "the schema says so");
         assert_eq!(c.decode().unwrap(), (base, bits));
+    }
+
+    #[test]
+    fn node_marks_round_trip_and_fit_the_schema() {
+        let marks: Vec<u16> = (0..1024).collect();
+        let spec = PoolMapSpec { nodes: PoolMapSpec::encode_marks(&marks), ..Default::default() };
+        assert_eq!(spec.nodes.len(), 2732, "the schema says so");
+        assert_eq!(spec.node_marks(), marks);
+        let broken = PoolMapSpec { nodes: "no base64".into(), ..Default::default() };
+        assert!(broken.node_marks().is_empty());
     }
 
     #[test]

@@ -47,6 +47,8 @@ struct World<'a> {
     reachable: BTreeSet<&'a str>,
     /// All nodes.
     nodes: BTreeSet<&'a str>,
+    /// As maps name them.
+    marks: String,
 }
 
 impl<'a> World<'a> {
@@ -55,6 +57,7 @@ impl<'a> World<'a> {
             pools: convert::pools(state.pools.values(), state.reserved.values()),
             reachable: state.nodes.iter().filter(|(_, n)| n.is_reachable()).map(|(name, _)| name.as_str()).collect(),
             nodes: state.nodes.iter().map(|(name, _)| name.as_str()).collect(),
+            marks: PoolMapSpec::encode_marks(&ipam::share::marks(state.nodes.iter().map(|(name, _)| name.as_str()))),
         }
     }
 
@@ -101,6 +104,7 @@ impl<'a> World<'a> {
                 chunks: Window::build(allocatable, &leased).chunks.iter().map(|c| Chunk::new(c.base, &c.free)).collect(),
                 spares_per_node: self.spares(pool, &leases, &counts),
                 recall: fleet::recall(leases.iter().map(|l| l.fleet())).iter().map(ToString::to_string).collect(),
+                nodes: self.marks.clone(),
             };
             out.extend(pool_map(obj, spec, state.pool_maps.get(name)));
         }
@@ -270,11 +274,14 @@ fn pool_map(pool: &SpiderIPPool, spec: PoolMapSpec, have: Option<&PoolMap>) -> O
         Some(have) if have.spec == spec => return None,
         Some(have) => {
             let mut v = json!(spec);
-            // Lists that become empty are left out by serde; a merge patch would keep the old ones.
+            // What becomes empty is left out by serde; a merge patch would keep the old ones.
             for list in ["chunks", "recall"] {
                 if v.get(list).is_none() {
                     v[list] = json!([]);
                 }
+            }
+            if v.get("nodes").is_none() {
+                v["nodes"] = json!("");
             }
             Op::Patch(json!({ "metadata": guard(have), "spec": v }))
         }

@@ -16,6 +16,9 @@ const TRIES: usize = 32;
 /// How long an ADD that finds every pool full waits for an address that comes back: a rolling update frees and takes at
 /// the same time, nodes give spares back, and a map is written at most once a second.
 pub const FULL_WAIT: Duration = Duration::from_secs(3);
+/// A map whose free addresses all turn out to be taken is replaced within a second, where the controller runs and is not very
+/// busy. After this time it is believed no longer.
+const STALE: Duration = Duration::from_millis(1500);
 /// How often full pools are looked at again meanwhile.
 const FULL_TICK: Duration = Duration::from_millis(500);
 /// How long a fixed address is waited for while somebody else has it: a rolling update deletes a pod and makes the next one
@@ -99,6 +102,11 @@ impl Asking {
         [self.next.filter(|_| self.on == On::Nothing), self.deadline].into_iter().flatten().min()
     }
 
+    /// How long all pools have been found full.
+    fn waited(&self, now: Time) -> Time {
+        self.deadline.map_or(Time::ZERO, |t| (now + FULL_WAIT).saturating_sub(t))
+    }
+
     fn next_pool(&mut self) {
         self.cursor += 1;
         (self.tried, self.tries, self.listed) = Default::default();
@@ -120,7 +128,11 @@ impl Machine {
         for p in pools {
             self.follow(&p.name);
             if let Some(pool) = self.pools.get_mut(&p.name) {
+                if pool.ranges.as_ref().is_none_or(|(_, r)| *r != p.ranges) {
+                    pool.first = None;
+                }
                 pool.ranges = Some((p.domain.clone(), p.ranges.clone()));
+                pool.put_off_fill(now);
             }
             self.plan_fill(now, &p.name);
         }
@@ -279,10 +291,13 @@ impl Machine {
                 slot.retry_at = None;
                 return self.take_slot(now, &name, hold);
             }
-            // No map, or one that says nothing true: one chunk's leases.
-            let says_free = self.pools.get(&pool.name).and_then(|p| p.map.as_ref()).is_none_or(|m| m.window.count() > 0);
+            // No map, or one that says nothing true and is not replaced: one chunk's leases.
+            let blind = self.pools.get(&pool.name).is_none_or(|p| match &p.map {
+                None => true,
+                Some(m) => m.window.count() > 0 && now >= p.map_at + STALE && a.waited(now) >= STALE,
+            });
             let chunks: Vec<IpAddr> = pool.ranges.chunks().take(MAX_CHUNKS).collect();
-            if a.listed.is_none() && says_free && !chunks.is_empty() {
+            if a.listed.is_none() && blind && !chunks.is_empty() {
                 let base = chunks[usize::try_from(self.random() % chunks.len() as u64).expect("few chunks")];
                 a.on = On::List;
                 // Filled in by the reply.
@@ -321,12 +336,13 @@ impl Machine {
             seed
         };
         let nothing = Learned::default();
-        let p = self.pools.get(&pool.name)?;
-        let (window, learned) = match &a.listed {
-            Some(w) => (Some(w), &nothing),
-            None => (p.map.as_ref().map(|m| &m.window), &p.learned),
+        let p = self.pools.get_mut(&pool.name)?;
+        let first = p.first(&self.me.node, &pool.ranges);
+        let (window, learned, first) = match &a.listed {
+            Some(w) => (Some(w), &nothing, 0..0),
+            None => (p.map.as_ref().map(|m| &m.window), &p.learned, first),
         };
-        let mut picker = Picker::new(window, &pool.ranges, learned).resume(std::mem::take(&mut a.tried));
+        let mut picker = Picker::new(window, &pool.ranges, learned).first(first).resume(std::mem::take(&mut a.tried));
         let mut found = None;
         while a.tries < TRIES
             && let Some(ip) = picker.next(&mut random)

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::slot::{Seen, Slot, Stage, Want};
-use super::{BACKOFF, BACKOFF_MAX, FILL_AFTER, Hold, Machine, REST, Reply, Request, Target, Time, Verb};
-use crate::{Learned, Lease, Name, Picker};
+use super::{BACKOFF, BACKOFF_MAX, FILL_AFTER, FILL_WITHIN, Hold, Machine, REST, Reply, Request, Target, Time, Verb};
+use crate::{Lease, Name, Picker};
 
 /// How long what the journal knows waits for the list at start.
 pub(super) const LIST_WAIT: Duration = Duration::from_secs(10);
@@ -183,7 +183,7 @@ impl Machine {
             }
         }
         let fills: Vec<Arc<str>> =
-            self.pools.iter().filter(|(_, p)| p.fill_at.is_some_and(|t| t <= now)).map(|(n, _)| n.clone()).collect();
+            self.pools.iter().filter(|(_, p)| p.fill.is_some_and(|(at, _)| at <= now)).map(|(n, _)| n.clone()).collect();
         for pool in fills {
             self.fill(now, &pool);
         }
@@ -228,10 +228,10 @@ impl Machine {
         }
         let idle = self.idle_count(pool);
         if let Some(p) = self.pools.get_mut(pool)
-            && p.fill_at.is_none()
+            && p.fill.is_none()
             && idle < p.spares_per_node()
         {
-            p.fill_at = Some(now + FILL_AFTER);
+            p.fill = Some((now + FILL_AFTER, now + FILL_WITHIN));
         }
     }
 
@@ -241,21 +241,22 @@ impl Machine {
         let random = self.random();
         let used = self.uses(pool);
         let Some(p) = self.pools.get_mut(pool) else { return };
-        p.fill_at = None;
+        p.fill = None;
         if !used {
             return;
         }
         let missing = p.spares_per_node().saturating_sub(idle);
-        let (Some((domain, ranges)), Some(map)) = (&p.ranges, &p.map) else { return };
-        // What turned out to be taken is left to ADDs, which have no choice.
-        let nothing = Learned::default();
-        let mut picker = Picker::new(Some(&map.window), ranges, &nothing);
+        let Some((domain, ranges)) = p.ranges.clone() else { return };
+        let first = p.first(&self.me.node, &ranges);
+        let Some(map) = &p.map else { return };
+        let mut picker = Picker::new(Some(&map.window), &ranges, &p.learned).first(first);
         let mut names = Vec::new();
-        // The window may name what we have ourselves by now.
-        for i in 0..(2 * missing as u64 + 8) {
-            let Some(ip) = picker.next(&mut || random.wrapping_mul(2 * i + 1)) else { break };
+        while names.len() < missing
+            && let Some(ip) = picker.next(&mut || random)
+        {
             let name = Name { domain: domain.clone(), ip };
-            if names.len() < missing && !self.slots.contains_key(&name) && !p.learned.contains(ip) {
+            // The window may name what we have ourselves by now.
+            if !self.slots.contains_key(&name) {
                 names.push(name);
             }
         }

@@ -767,9 +767,14 @@ impl World {
             window: Window::build(&self.pool.ranges, &leased),
             spares_per_node: fleet::spares(free, leases.iter().copied(), |n| reachable.contains(n)),
             recall: fleet::recall(leases.iter().copied()),
+            nodes: ipam::share::marks(self.nodes.iter().map(|n| &*n.name)),
         };
-        let same =
-            |old: &Arc<Map>| old.window == map.window && old.spares_per_node == map.spares_per_node && old.recall == map.recall;
+        let same = |old: &Arc<Map>| {
+            old.window == map.window
+                && old.spares_per_node == map.spares_per_node
+                && old.recall == map.recall
+                && old.nodes == map.nodes
+        };
         if self.map.as_ref().is_some_and(same) {
             return;
         }
