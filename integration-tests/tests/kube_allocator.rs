@@ -68,10 +68,10 @@ fn a_thousand_pods_take_a_thousand_addresses_twice() {
             add.text(),
             add.order[PODS - PODS / 100..].iter().max().unwrap().as_secs_f64() * 1e3
         );
-        // A label list walks every lease of the cluster: only for an ADD whose map says nothing true 32 times in a row, in the
-        // last percents of a pool. Seen: 0 to 12 lists and 1.8 to 2.6 creates for an address; wanted: none and 1.1.
-        assert!(lists <= PODS / 20, "{lists} lists");
-        assert!(creates <= 4 * PODS, "{creates} creates");
+        // Seen: 1,000 to 1,001 creates and no list. A list, which walks every lease of the cluster, is for an ADD that gets no
+        // new map for 1.5 s, and a lost create for agents that are not served alike: both happen on a machine that is too busy.
+        assert!(lists <= PODS / 100, "{lists} lists");
+        assert!(creates <= PODS * 3 / 2, "{creates} creates");
         let del = swarm.all("DEL", round).unwrap();
         assert!(del.failed.is_empty(), "{} DELs failed: {}", del.failed.len(), del.failed[0]);
         let deleted = audit.until_quiet(AGENT, PATIENCE).unwrap();
@@ -91,8 +91,7 @@ fn a_thousand_pods_take_a_thousand_addresses_twice() {
         }
     }
     println!("writes for each pod's life by {AGENT} and {CONTROLLER}: {life:.2?}");
-    // How many they may be is measured by `make bench ARGS=--kube`; this is the storm that must not be: with every address in
-    // use each one costs a create, its endpoint and a delete, and here a lost create or two.
-    assert!(life.iter().all(|l| *l <= 5.0), "{life:?}");
+    // A create, an endpoint and a delete, and what the controller counts; seen: 3.02 to 3.06.
+    assert!(life.iter().all(|l| *l <= 3.6), "{life:?}");
     swarm.stop().unwrap();
 }

@@ -40,9 +40,10 @@ const DOUBT: Duration = Duration::from_secs(90);
 /// Between tries after errors; doubled each time up to the latter.
 const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// How long after the last ADD spares are replaced: a burst of ADDs creates its own leases, with one write each where a spare
-/// costs two, and where it empties the pool, its spares would all be given back.
-const FILL_AFTER: Duration = Duration::from_secs(1);
+/// How long after the last ADD, and after the last map with fewer free addresses, spares are replaced: a burst of ADDs creates
+/// its own leases, with one write each where a spare costs two, and where it empties the pool, other nodes' ADDs would wait
+/// for the spares to be given back.
+const FILL_AFTER: Duration = Duration::from_millis(1500);
 /// But no later than this after the first: ADDs that never cease have their spares too.
 const FILL_WITHIN: Duration = Duration::from_secs(5);
 /// An address that a sandbox has and another holds by the API server's word is looked at again that often.
@@ -175,7 +176,7 @@ impl Pool {
         self.first.get_or_insert_with(|| positions().unwrap_or_default()).clone()
     }
 
-    /// An ADD asks: a burst is not over.
+    /// An ADD asks, here or elsewhere: a burst is not over.
     fn put_off_fill(&mut self, now: Time) {
         if let Some((at, latest)) = &mut self.fill {
             *at = (now + FILL_AFTER).min(*latest);
@@ -296,6 +297,10 @@ impl Machine {
         p.known = true;
         if let Some(m) = &map {
             p.learned.window_changed(&m.window);
+        }
+        let free = |m: &Option<Map>| m.as_ref().map_or(0, |m| m.window.count());
+        if free(&map) < free(&p.map) {
+            p.put_off_fill(now);
         }
         (p.map, p.map_at, p.first) = (map, now, None);
         let recalled: Vec<Name> = self

@@ -2,8 +2,10 @@
 //! other in a burst: a window is up to a second old, and of 1,000 pods that take 1,000 addresses at random in that second every
 //! second create is lost. Only a beginning: what is free elsewhere is anybody's. Knows nodes by name only.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
+use crate::window::MAX_CHUNKS;
 use crate::{Ranges, Window};
 
 /// Of more nodes the list is left out of the maps: 1,024 are 2 KiB of each map, and a share of the largest window is 16
@@ -42,22 +44,29 @@ pub fn share(marks: &[u16], node: &str) -> Option<Share> {
 
 impl Share {
     /// Positions in the window (256 a chunk) that are this share: all shares have as many addresses of the pool, up to one,
-    /// whether free or not, so that they stay where they are while addresses are taken.
+    /// whether free or not, so that they stay where they are while addresses are taken. Of a pool that is larger than any
+    /// window the window is shared out.
     pub fn positions(self, window: &Window, allocatable: &Ranges) -> Range<usize> {
-        let bits: Vec<[u8; 32]> = window.chunks.iter().map(|c| allocatable.chunk_bits(c.base)).collect();
+        let mut bases: Vec<IpAddr> = allocatable.chunks().take(MAX_CHUNKS + 1).collect();
+        if bases.len() > MAX_CHUNKS {
+            bases = window.chunks.iter().map(|c| c.base).collect();
+        }
+        let bits: Vec<(IpAddr, [u8; 32])> = bases.into_iter().map(|base| (base, allocatable.chunk_bits(base))).collect();
         let ones = |b: &[u8; 32]| b.iter().map(|b| b.count_ones() as usize).sum::<usize>();
-        let total: usize = bits.iter().map(ones).sum();
-        // Where the n-th address of the pool is.
+        let total: usize = bits.iter().map(|(_, b)| ones(b)).sum();
+        // Where the n-th address of the pool is, or would be.
         let position = |mut n: usize| {
-            for (chunk, b) in bits.iter().enumerate() {
+            for (base, b) in &bits {
                 let here = ones(b);
                 if n < here {
                     let set = |i: &usize| b[i / 8] & (1 << (i % 8)) != 0;
-                    return chunk * 256 + (0..256).filter(set).nth(n).unwrap_or_default();
+                    let chunk = window.chunks.partition_point(|c| c.base < *base);
+                    let there = window.chunks.get(chunk).is_some_and(|c| c.base == *base);
+                    return chunk * 256 + if there { (0..256).filter(set).nth(n).unwrap_or_default() } else { 0 };
                 }
                 n -= here;
             }
-            bits.len() * 256
+            window.chunks.len() * 256
         };
         position(total * self.place / self.of)..position(total * (self.place + 1) / self.of)
     }
@@ -94,6 +103,18 @@ mod tests {
         }
         // More nodes than addresses: some have none.
         assert!(Share { place: 0, of: 5000 }.positions(&window, &all).len() <= 2);
+        // A chunk that is full has left the window: the other shares stay where they are.
+        let full = BTreeSet::from_iter((0..=255).map(|i| IpAddr::from([10, 6, 17, i])));
+        let later = Window::build(&all, &full);
+        assert_eq!(later.chunks.len(), 3);
+        for place in 0..10 {
+            let of = |w: &Window| {
+                let p = Share { place, of: 10 }.positions(w, &all);
+                p.map(|i| (w.chunks[i / 256].base, i % 256)).collect::<BTreeSet<_>>()
+            };
+            let gone = |p: &(IpAddr, usize)| p.0 == IpAddr::from([10, 6, 17, 0]);
+            assert_eq!(of(&later), of(&window).into_iter().filter(|p| !gone(p)).collect(), "place {place}");
+        }
         let empty = Window { chunks: Vec::<Chunk>::new() };
         assert_eq!(Share { place: 1, of: 2 }.positions(&empty, &all), 0..0);
     }

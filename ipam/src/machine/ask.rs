@@ -10,9 +10,9 @@ use super::{AskId, Machine, Output, Reply, Request, Taken, Target, Time, Verb};
 use crate::window::{MAX_CHUNKS, free_of_chunk};
 use crate::{Holder, Identity, Learned, Name, Picker, Ranges, Tried, Window};
 
-/// Creations that may end in a conflict before another pool is tried. A map is at most a second old, and a random bit of it
-/// is taken by somebody else as often as that second's pods fill the window: 32 in a row is a map that says nothing.
-const TRIES: usize = 32;
+/// Creations that may end in a conflict before another pool is tried, or the next map is waited for: where nodes keep to
+/// their shares there is none, and 8 in a row mean that most of what the map calls free is taken.
+const TRIES: usize = 8;
 /// How long an ADD that finds every pool full waits for an address that comes back: a rolling update frees and takes at
 /// the same time, nodes give spares back, and a map is written at most once a second.
 pub const FULL_WAIT: Duration = Duration::from_secs(3);
@@ -280,6 +280,12 @@ impl Machine {
                 }
                 return self.take_slot(now, &name, hold);
             }
+            // Where another one was quicker, an address that rests is better than more of the same.
+            if a.tries > 0
+                && let Some(name) = self.best_resting(&pool.name).filter(|n| pool.ranges.contains(n.ip))
+            {
+                return self.take_resting(now, id, a, &name);
+            }
             if let Some(name) = self.pick(&mut a, pool) {
                 a.tries += 1;
                 a.on = On::Name(name.clone());
@@ -311,11 +317,7 @@ impl Machine {
         // An address that rests is better than none.
         for pool in &pools {
             if let Some(name) = self.best_resting(&pool.name).filter(|n| pool.ranges.contains(n.ip)) {
-                let hold = a.hold(Stage::Any(id));
-                a.on = On::Name(name.clone());
-                a.cursor = 0;
-                self.asks.insert(id, a);
-                return self.take_slot(now, &name, hold);
+                return self.take_resting(now, id, a, &name);
             }
         }
         a.cursor = 0;
@@ -326,6 +328,14 @@ impl Machine {
         if expired {
             self.fail(now, id, TakeError::Full);
         }
+    }
+
+    fn take_resting(&mut self, now: Time, id: AskId, mut a: Asking, name: &Name) {
+        let hold = a.hold(Stage::Any(id));
+        a.on = On::Name(name.clone());
+        a.cursor = 0;
+        self.asks.insert(id, a);
+        self.take_slot(now, name, hold);
     }
 
     /// The next candidate that nobody here has to do with.
