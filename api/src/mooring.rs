@@ -17,7 +17,7 @@ pub use lease::{
 pub use node_network::{
     BridgeOnNode, BridgePhase, BridgeState, InterfaceSummary, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus,
 };
-pub use pool_map::{Chunk, ChunkError, PoolMap, PoolMapSpec};
+pub use pool_map::{Chunk, ChunkError, PoolMap, PoolMapSpec, ProbeRequest};
 
 /// The version of these kinds.
 pub const VERSION: &str = "v1alpha1";

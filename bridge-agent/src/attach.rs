@@ -15,6 +15,7 @@ pub mod nic;
 pub mod pools;
 mod probe;
 mod ready;
+pub mod sighting;
 mod take;
 
 use std::collections::HashMap;

@@ -357,6 +357,12 @@ impl Caches {
         let _ = self.node_network.wait_until_ready().await;
     }
 
+    /// The maps of all pools in use here that have one.
+    pub fn pool_maps(&self) -> Vec<Arc<PoolMap>> {
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        maps.values().filter_map(|w| w.rx.borrow().clone().flatten()).collect()
+    }
+
     /// The map of a pool as it is and will be: none until the first answer, then none where there is no map. The first call for a
     /// pool starts a watch by name, which ends when the pool is gone.
     pub fn pool_map_watch(&self, pool: &str) -> watch::Receiver<Option<Option<Arc<PoolMap>>>> {

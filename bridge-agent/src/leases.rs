@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::keys;
+use api::mooring::lease::Sighting;
 use api::mooring::{AddressLease, AddressLeaseSpec, Holder, Identity, PoolMap, chunk_label};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -299,6 +300,26 @@ impl Leases {
         let Some(name) = name_of(lease) else { return };
         let why = Quarantine { mac, reason: "DuplicateAddress".to_owned(), node: self.0.node.as_str().into() };
         self.drive(|s, now| s.machine.quarantine(now, &name, container, why));
+    }
+
+    /// Notes what the segment said about an address of another node: who uses it, or that nobody does. Only as the lease is now:
+    /// where its agent writes it after all, that agent lives, and there is nothing to tell.
+    pub async fn sighted(&self, lease: &str, mac: Option<String>) {
+        let note = async {
+            let Some(mut l) = self.0.api.get_opt(lease).await? else { return Ok(()) };
+            if l.spec.node.is_empty() || l.spec.node == self.0.node {
+                return Ok(());
+            }
+            let (node, at) = (self.0.node.clone(), Timestamp::now().to_string());
+            l.spec.sighting = Some(Sighting { mac, node, at });
+            self.0.api.replace(lease, &PostParams::default(), &l).await.map(|_| ())
+        };
+        match tokio::time::timeout(REQUEST_WAIT, note).await {
+            Ok(Ok(())) => {}
+            // The map asks again.
+            Ok(Err(error)) => tracing::debug!(lease, %error, "what the segment said was not noted"),
+            Err(_) => tracing::debug!(lease, "what the segment said was not noted: no answer from the api server"),
+        }
     }
 
     async fn carry_out(&self, id: RequestId, request: Request) {

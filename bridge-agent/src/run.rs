@@ -113,6 +113,7 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
         agent.leases.run(shutdown.clone()),
         agent.drain_behind(shutdown.clone()),
         agent.publish_again(shutdown.clone()),
+        agent.look_for_strays(shutdown.clone()),
     );
     // The next agent makes its own; a caller that finds none is told so at once.
     let _ = std::fs::remove_file(&config.cni_socket);

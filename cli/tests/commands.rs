@@ -177,6 +177,16 @@ async fn a_dead_nodes_addresses_are_marked_once_and_a_ready_nodes_are_not() {
     assert!(!ok && text.contains("node n1 is ready"), "{text}");
     let nodes = kube::Api::<k8s_openapi::api::core::v1::Node>::all(w.client.clone());
     nodes.delete("n1", &Default::default()).await.unwrap();
+    let leases = kube::Api::<api::AddressLease>::all(w.client.clone());
+    let sighting = json!({ "mac": "02:00:00:00:00:07", "node": "n2", "at": "2026-01-01T00:00:00Z" });
+    let patch = |s: Value| kube::api::Patch::Merge(json!({ "spec": { "sighting": s } }));
+    leases.patch("default.v4-10-6-1-4", &Default::default(), &patch(sighting)).await.unwrap();
+    let (ok, text) = w.mooring(&["release", "--node", "n1", "--yes"]).await;
+    let used = "1 addresses of node n1 are still used: 10.6.1.4 by 02:00:00:00:00:07 (node n2 at 2026-01-01T00:00:00Z)";
+    assert!(!ok && text.contains(used), "{text}");
+    let (_, text) = w.mooring(&["who-has", "10.6.1.4"]).await;
+    assert!(text.contains("02:00:00:00:00:07 answers for it; asked by node n2"), "{text}");
+    leases.patch("default.v4-10-6-1-4", &Default::default(), &patch(json!({ "mac": null }))).await.unwrap();
     let (ok, text) = w.mooring(&["release", "--node", "n1", "--yes"]).await;
     assert!(ok, "{text}");
     assert_eq!(

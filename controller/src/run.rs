@@ -43,7 +43,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_secs(300);
 
 /// Quarantines end by the clock; nobody waits for one by the second.
-const QUARANTINES: Duration = Duration::from_secs(10);
+const CLOCK: Duration = Duration::from_secs(10);
 
 /// Leads whenever it is our turn, until the shutdown.
 pub async fn run(client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -76,13 +76,17 @@ pub async fn lead(client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
     let mut next_pools = Instant::now();
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut resync = tokio::time::interval(RESYNC);
-    let mut quarantines = tokio::time::interval(QUARANTINES);
+    let mut clock = tokio::time::interval(CLOCK);
     let mut ready = false;
     loop {
         tokio::select! {
             () = shutdown.wait() => return Ok(()),
             _ = resync.tick() => dirty.merge(Dirty::all()),
-            _ = quarantines.tick() => dirty.losses |= state.leases.orphans().next().is_some(),
+            _ = clock.tick() => {
+                dirty.losses |= state.leases.orphans().next().is_some();
+                // Who asks for deleted nodes' addresses changes with the time.
+                dirty.domains.extend(state.leases.domains_of_deleted(|node| state.nodes.get(node).is_some()));
+            }
             change = rx.recv() => match change {
                 Some(c) => state.apply(c, &mut dirty),
                 None => anyhow::bail!("all watches ended"),

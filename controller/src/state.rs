@@ -159,7 +159,17 @@ pub struct LeaseView {
     /// Somebody declared by hand that the agent which has it is gone.
     pub released: bool,
     pub quarantine: Option<Box<Quarantined>>,
+    pub sighting: Option<Box<Sighted>>,
     pub resource_version: String,
+}
+
+/// What the segment last said about an address of a deleted node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighted {
+    /// Of whoever answered.
+    pub mac: Option<String>,
+    /// Unix seconds; 0 where the lease says nothing readable.
+    pub at: i64,
 }
 
 /// Since when nobody may have an address, and why.
@@ -275,6 +285,12 @@ impl Leases {
         self.by_address.range((d.clone(), first)..=(d, last)).map(|(_, v)| v)
     }
 
+    /// Domains in which somebody has an address whose node is not there. Walks all leases.
+    pub fn domains_of_deleted(&self, exists: impl Fn(&str) -> bool) -> BTreeSet<String> {
+        let deleted = |l: &&LeaseView| !l.node.is_empty() && !exists(&l.node);
+        self.by_address.values().filter(deleted).map(|l| l.domain.clone()).collect()
+    }
+
     /// Leases of a node. Walks all of them: asked for only while the node is being fenced.
     pub fn of_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a LeaseView> {
         self.by_address.values().filter(move |l| l.node == node)
@@ -321,6 +337,10 @@ fn view(l: &AddressLease) -> Option<LeaseView> {
         quarantine: l.spec.quarantine.as_ref().map(|q| {
             let since = q.at.parse::<Timestamp>().map_or(0, Timestamp::as_second);
             Box::new(Quarantined { mac: q.mac.clone(), node: q.node.clone(), since })
+        }),
+        sighting: l.spec.sighting.as_ref().map(|s| {
+            let at = s.at.parse::<Timestamp>().map_or(0, Timestamp::as_second);
+            Box::new(Sighted { mac: s.mac.clone(), at })
         }),
         resource_version: l.resource_version().unwrap_or_default(),
     })

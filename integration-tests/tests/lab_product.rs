@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration_tests::cluster::{BRIDGES, Cluster, EVENTS, NODE_NETWORKS, NODES, PODS, text};
+use integration_tests::cluster::{BRIDGES, Cluster, EVENTS, LEASES, NODE_NETWORKS, NODES, PODS, POOLS, text};
 use integration_tests::lab::{Lab, OUTSIDE, Options};
 use integration_tests::oracle;
-use integration_tests::product::{From, Product, wait_until};
+use integration_tests::product::{From, Product, program, wait_until};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -264,4 +264,73 @@ fn a_dual_stack_pod_is_reached_in_both_families() {
         outside.ping(to.parse().unwrap()).unwrap();
         outside.tcp(world.lab.exe(), to.parse().unwrap()).unwrap();
     }
+}
+
+#[test]
+fn a_deleted_nodes_addresses_are_asked_for_and_released_when_it_is_declared_dead() {
+    let mut world = World::start();
+    world.bridge(&["n1", "n2"]);
+    world.example(&["10-ippool.yaml", "20-network.yaml"]);
+    world.pod("here", "n1", POOL);
+    world.running("here");
+    world.pod("there", "n2", &format!("{POOL}, mooring.dev/ips: 172.18.30.135"));
+    world.running("there");
+    let there = world.netns(2, "there");
+    let link: Value = serde_json::from_str(
+        &world.lab.node(2).space.run("nsenter", &[&format!("--net={there}"), "ip", "-j", "link", "show", "eth0"]).unwrap(),
+    )
+    .unwrap();
+    let mac = text(&link, "/0/address");
+    // Cut off, not dead: nobody answers for the node any more, its pod runs on.
+    world.product.take_agent(&world.lab.nodes[1]).unwrap().kill().unwrap();
+    world.cluster.delete(NODES, "n2").unwrap();
+    let lease = "default.v4-172-18-30-135";
+    let sighting = |w: &World| text(&w.cluster.get(LEASES, None, lease).unwrap(), "/spec/sighting");
+    world.wait("the pod is seen", |w| {
+        ensure!(sighting(w).contains(&mac), "{}", sighting(w));
+        Ok(())
+    });
+    world.wait("the pool says so", |w| {
+        let pool = w.cluster.get(POOLS, None, "ippool-test")?;
+        let said = text(&pool, "/status/conditions");
+        ensure!(said.contains(&format!("1 are STILL USED (172.18.30.135 by {mac})")), "{said}");
+        Ok(())
+    });
+    let mooring = program(&world.lab, "mooring").unwrap().display().to_string();
+    let release = |w: &World| {
+        let socket = w.product.socket.display().to_string();
+        w.lab.control.run(&mooring, &["--api-socket", &socket, "release", "--node", "n2", "--yes"])
+    };
+    let refused = format!("{:#}", release(&world).unwrap_err());
+    assert!(refused.contains("172.18.30.135 by ") && refused.contains("are still used"), "{refused}");
+    // Now it is dead: its pod's NIC goes with the namespace.
+    world.lab.node(2).space.run("nsenter", &[&format!("--net={there}"), "ip", "link", "set", "eth0", "down"]).unwrap();
+    wait_until("nobody answers", Duration::from_secs(90), || {
+        let seen = sighting(&world);
+        ensure!(seen.contains("n1") && !seen.contains(&mac), "{seen}");
+        Ok(())
+    })
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", world.lab.run().tails(20)));
+    let said = release(&world).unwrap();
+    assert!(said.contains("released"), "{said}");
+    world.wait("the address is free", |w| {
+        let all = w.cluster.list(LEASES)?;
+        ensure!(all.iter().all(|l| text(l, "/spec/node") != "n2"), "{all:?}");
+        Ok(())
+    });
+    // The machine is set up anew, under the same name.
+    world.cluster.delete(PODS, "there").unwrap();
+    world.wait("the dead pod is gone", |w| {
+        ensure!(w.cluster.list(PODS)?.len() == 1, "it is there");
+        Ok(())
+    });
+    let node = "{apiVersion: v1, kind: Node, metadata: {name: n2, labels: {bridge.mooring.dev/br1: enabled}}}";
+    world.cluster.apply_text(node).unwrap();
+    world.product.start_agent(&world.lab, &world.lab.nodes[1]).unwrap();
+    // The address was kept for the pod, which comes back on another node.
+    world.pod("there", "n1", &format!("{POOL}, mooring.dev/ips: 172.18.30.135"));
+    let pod = world.running("there");
+    assert_eq!(text(&pod, "/status/podIP"), "172.18.30.135");
+    From { space: &world.lab.outside, netns: None }.ping("172.18.30.135".parse().unwrap()).unwrap();
+    world.delete_pods();
 }

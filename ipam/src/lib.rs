@@ -9,6 +9,7 @@ pub mod machine;
 pub mod pool;
 pub mod ranges;
 pub mod share;
+pub mod sighting;
 pub mod window;
 
 pub use choice::{Ask, ChoiceError, Choices, FamilyNames, NicEntry, NicOfPod, NicPools, Rejection, Source, Sources, choose};

@@ -62,6 +62,24 @@ pub struct AddressLeaseSpec {
     /// Somebody who is none of ours uses the address: nobody takes it until the controller deletes the lease.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<Quarantine>,
+    /// The Node object of `node` was deleted, and the segment was asked whether somebody uses the address. Shown, and nothing
+    /// follows from it; whoever writes the lease next leaves it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sighting: Option<Sighting>,
+}
+
+/// What a segment said about an address.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Hardware address of whoever answered, in small letters; absent where nobody did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9a-f]{2}:){5}[0-9a-f]{2}$')").message("must be a hardware address in small letters"))]
+    pub mac: Option<String>,
+    /// Node whose agent asked.
+    pub node: String,
+    /// When, RFC 3339.
+    pub at: String,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]

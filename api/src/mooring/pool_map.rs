@@ -50,6 +50,17 @@ pub struct PoolMapSpec {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 2732))]
     pub nodes: String,
+    /// Addresses of nodes whose Node object was deleted, and who asks the segment whether somebody uses them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub probes: Vec<ProbeRequest>,
+}
+
+/// `node` is to probe `address` (RFC 5227 section 2.1.1, RFC 4862 section 5.4) and to write into its lease what it hears.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeRequest {
+    pub address: String,
+    pub node: String,
 }
 
 impl PoolMapSpec {

@@ -74,6 +74,7 @@ pub fn object_of(l: &Lease, now: Timestamp) -> AddressLease {
             node: q.node.to_string(),
             at: now.clone(),
         }),
+        sighting: None,
     };
     let mut labels = BTreeMap::from([
         (keys::LEASE_POOL.to_owned(), label_value(&l.pool)),

@@ -286,3 +286,37 @@ async fn announcements_are_repeated_while_the_nic_is_there() {
     let families: Vec<Vec<bool>> = all.iter().map(|(_, _, ips)| ips.iter().map(IpAddr::is_ipv4).collect()).collect();
     assert_eq!(families, [vec![false], vec![true, false]], "IPv6 after one and two seconds, IPv4 after two");
 }
+
+#[tokio::test]
+async fn what_a_segment_says_of_a_deleted_nodes_addresses_is_noted_in_their_leases() {
+    let w = World::new().await;
+    w.v4("p", "10.6.1.10-10.6.1.99").await;
+    for n in 20..40 {
+        w.foreign_lease("p", &format!("10.6.1.{n}"), json!({})).await;
+    }
+    w.foreign_lease("p", "10.6.1.50", json!({"node": "n1", "agentID": w.agent.me.agent_id})).await;
+    let mut map = api::PoolMap::new("p", Default::default());
+    map.spec.pool = "p".into();
+    let ask = |n: u8, node: &str| api::mooring::ProbeRequest { address: format!("10.6.1.{n}"), node: node.into() };
+    map.spec.probes = (20..39).map(|n| ask(n, "n1")).chain([ask(39, "n3"), ask(50, "n1"), ask(60, "n1")]).collect();
+    for n in [21, 25, 38] {
+        w.host.set_stranger(ip(&format!("10.6.1.{n}")), Some(STRANGER));
+    }
+    let seen = async |n: u8| w.lease(&format!("default.v4-10-6-1-{n}")).await.unwrap().spec.sighting;
+    // Without a pod of the pool there is no place to ask from.
+    w.agent.look(&map).await;
+    assert_eq!(seen(20).await, None);
+    let mut annotations = pools("p");
+    annotations["mooring.dev/ips"] = "10.6.1.90".into();
+    let pod = w.pod("a", annotations).await;
+    w.add("a", "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap();
+    w.agent.look(&map).await;
+    for n in 20..39 {
+        let s = seen(n).await.unwrap_or_else(|| panic!("10.6.1.{n} was not asked for"));
+        assert_eq!(s.mac, [21, 25, 38].contains(&n).then(|| STRANGER.to_string()), "10.6.1.{n}");
+        assert_eq!(s.node, "n1");
+    }
+    assert_eq!((seen(39).await, seen(50).await), (None, None), "another node is to ask; this one is ours");
+    // Nobody has it, or it came back: nothing to note it in.
+    assert!(w.lease("default.v4-10-6-1-60").await.is_none());
+}

@@ -22,7 +22,8 @@ pub struct Args {
     /// Do not ask.
     #[arg(long)]
     pub yes: bool,
-    /// Also where the Node is ready: its pods lose their addresses to others while they run.
+    /// Also where the Node is ready, and addresses that somebody on the segment still answers for: pods that run lose their
+    /// addresses to others.
     #[arg(long)]
     pub force: bool,
 }
@@ -44,6 +45,16 @@ pub async fn run(client: Client, args: &Args) -> anyhow::Result<String> {
     if mine.is_empty() {
         return Ok(format!("node {} has no address\n", args.node));
     }
+    // A machine that answers is not dead.
+    let used: Vec<String> = mine.iter().filter_map(still_used).collect();
+    if !used.is_empty() && !args.force {
+        bail!(
+            "{} addresses of node {} are still used: {}. Shut it down first, or say --force",
+            used.len(),
+            args.node,
+            used.join(", ")
+        );
+    }
     let held = mine.iter().filter(|l| l.spec.holder.is_some()).count();
     let fixed = mine.iter().filter(|l| l.spec.identity.is_some()).count();
     let what = format!("{} addresses ({held} of pods, {fixed} stay with their identities)", mine.len());
@@ -62,6 +73,11 @@ pub async fn run(client: Client, args: &Args) -> anyhow::Result<String> {
     let mut out = String::new();
     writeln!(out, "released {what} of node {}; the controller takes them back", args.node)?;
     Ok(out)
+}
+
+fn still_used(l: &AddressLease) -> Option<String> {
+    let seen = l.spec.sighting.as_ref()?;
+    Some(format!("{} by {} (node {} at {})", l.spec.address, seen.mac.as_ref()?, seen.node, seen.at))
 }
 
 fn is_ready(node: &Node) -> bool {

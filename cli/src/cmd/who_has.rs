@@ -51,6 +51,10 @@ fn describe(ip: IpAddr, lease: &AddressLease) -> String {
         line("stranger", q.mac.as_deref().unwrap_or("of unknown hardware address"));
         line("seen by", &format!("node {} at {}", q.node, q.at));
     }
+    if let Some(seen) = &s.sighting {
+        let who = seen.mac.as_deref().map_or("nobody answers for it".to_owned(), |mac| format!("{mac} answers for it"));
+        line("segment", &format!("{who}; asked by node {} at {}, for its own node is deleted", seen.node, seen.at));
+    }
     if let Some(w) = &s.wanted {
         line("wanted by", &format!("pod {}/{} on {}", w.pod_namespace, w.pod_name, w.node));
     }

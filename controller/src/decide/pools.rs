@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::convert::{self, Checked};
-use api::mooring::{Chunk, PoolMapSpec};
+use api::mooring::{Chunk, PoolMapSpec, ProbeRequest};
 use api::spider::ippool::SpiderIPPoolStatus;
 use api::{PoolMap, SpiderIPPool, keys};
-use ipam::{Counts, LeaseState, Pool, Window, fleet};
+use ipam::{Counts, LeaseState, Pool, Window, fleet, sighting};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
@@ -105,6 +105,7 @@ impl<'a> World<'a> {
                 spares_per_node: self.spares(pool, &leases, &counts),
                 recall: fleet::recall(leases.iter().map(|l| l.fleet())).iter().map(ToString::to_string).collect(),
                 nodes: self.marks.clone(),
+                probes: self.probes(&leases, now),
             };
             out.extend(pool_map(obj, spec, state.pool_maps.get(name)));
         }
@@ -117,6 +118,13 @@ impl<'a> World<'a> {
             return 0;
         }
         fleet::spares(counts.free, leases.iter().map(|l| l.fleet()), |node| self.reachable.contains(node)).into()
+    }
+
+    fn probes(&self, leases: &[&LeaseView], now: &Stamp) -> Vec<ProbeRequest> {
+        let leases =
+            leases.iter().map(|l| (l.fleet(), l.sighting.as_ref().map(|s| sighting::Heard { at: s.at, used: s.mac.is_some() })));
+        let all = sighting::wanted(leases, |n| self.nodes.contains(n), |n| self.reachable.contains(n), now.0.as_second());
+        all.into_iter().map(|(ip, by)| ProbeRequest { address: ip.to_string(), node: by.to_owned() }).collect()
     }
 
     fn status(&self, name: &str, obj: &SpiderIPPool, leases: &[&LeaseView], counts: &Counts, now: &Stamp) -> SpiderIPPoolStatus {
@@ -198,17 +206,21 @@ impl<'a> World<'a> {
 
     /// Which nodes hold addresses that they cannot give back. Nothing is released for that: the node may live, cut off.
     fn unreachable(&self, leases: &[&LeaseView]) -> Verdict {
-        let mut nodes: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut nodes: BTreeMap<&str, Vec<&LeaseView>> = BTreeMap::new();
         for l in leases.iter().filter(|l| self.state(l) == LeaseState::Unreachable) {
-            *nodes.entry(&l.node).or_default() += 1;
+            nodes.entry(&l.node).or_default().push(l);
         }
         if nodes.is_empty() {
             return Verdict::new("UnreachableNodes", false, "AllReachable", "");
         }
         let gone = |node: &str| !self.nodes.contains(node);
-        let one = |(node, n): (&&str, &usize)| match gone(node) {
-            true => format!("{n} of node {node}, which is deleted (when it is dead: mooring release --node {node})"),
-            false => format!("{n} of node {node}, which is not ready"),
+        let one = |(node, of_node): (&&str, &Vec<&LeaseView>)| match gone(node) {
+            true => format!(
+                "{} of node {node}, which is deleted{} (when it is dead: mooring release --node {node})",
+                of_node.len(),
+                heard(of_node)
+            ),
+            false => format!("{} of node {node}, which is not ready", of_node.len()),
         };
         let any_gone = nodes.keys().any(|n| gone(n));
         let text = nodes.iter().map(one).collect::<Vec<_>>().join("; ");
@@ -218,6 +230,20 @@ impl<'a> World<'a> {
             if any_gone { "NodeDeleted" } else { "NodeNotReady" },
             format!("addresses: {text}"),
         )
+    }
+}
+
+/// What the segment said about a deleted node's addresses.
+fn heard(leases: &[&LeaseView]) -> String {
+    let seen: Vec<_> = leases.iter().filter_map(|l| Some((l.ip, l.sighting.as_ref()?))).collect();
+    let used: Vec<String> = seen.iter().filter_map(|(ip, s)| Some(format!("{ip} by {}", s.mac.as_ref()?))).collect();
+    let silent = seen.len() - used.len();
+    let named = used.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
+    match (used.len(), silent) {
+        (0, 0) => String::new(),
+        (0, _) => format!("; {silent} were asked for on the segment, and nobody uses them"),
+        (n, 0) => format!("; {n} are STILL USED ({named})"),
+        (n, _) => format!("; {n} are STILL USED ({named}), {silent} were asked for and are silent"),
     }
 }
 
@@ -275,7 +301,7 @@ fn pool_map(pool: &SpiderIPPool, spec: PoolMapSpec, have: Option<&PoolMap>) -> O
         Some(have) => {
             let mut v = json!(spec);
             // What becomes empty is left out by serde; a merge patch would keep the old ones.
-            for list in ["chunks", "recall"] {
+            for list in ["chunks", "recall", "probes"] {
                 if v.get(list).is_none() {
                     v[list] = json!([]);
                 }
@@ -447,6 +473,47 @@ mod tests {
             "addresses: 1 of node n2, which is not ready; 2 of node n3, which is deleted (when it is dead: mooring release --node n3)"
         );
         assert!(w.iter().all(|w| w.kind != Kind::Lease), "nobody said that they are dead: {w:?}");
+    }
+
+    #[test]
+    fn a_deleted_nodes_addresses_are_asked_for_and_what_was_heard_is_shown() {
+        let of_n3 = |ip: &str, sighting: Option<Value>| {
+            let mut l = lease(ip, "ippool-test", true);
+            l.spec.node = "n3".into();
+            l.spec.sighting = sighting.map(|s| serde_json::from_value(s).unwrap());
+            l
+        };
+        let (used, silent) = (
+            json!({ "mac": "02:00:00:00:00:07", "node": "n1", "at": "2025-12-31T23:59:50Z" }),
+            json!({ "node": "n1", "at": "2025-12-31T23:59:50Z" }),
+        );
+        let mut n1 = node("n1", &[]);
+        n1.metadata.resource_version = Some("2".into());
+        let decided = |leases: Vec<AddressLease>| {
+            let mut s = world(vec![quick_start()], leases);
+            s.apply(Change::Node(Event::Apply(n1.clone())), &mut Dirty::default());
+            all(&s)
+        };
+        let on_n1 = || lease("172.18.30.140", "ippool-test", true);
+        let w = decided(vec![of_n3("172.18.30.131", None), of_n3("172.18.30.132", Some(used.clone())), on_n1()]);
+        let asked: Vec<_> = map_of(&w).spec.probes.into_iter().map(|p| (p.address, p.node)).collect();
+        assert_eq!(asked, [("172.18.30.131".to_owned(), "n1".to_owned())]);
+        let said =
+            |w: &[Write]| condition(status_of(w, "ippool-test"), "UnreachableNodes")["message"].as_str().unwrap().to_owned();
+        let release = "(when it is dead: mooring release --node n3)";
+        assert_eq!(
+            said(&w),
+            format!("addresses: 2 of node n3, which is deleted; 1 are STILL USED (172.18.30.132 by 02:00:00:00:00:07) {release}")
+        );
+        let w = decided(vec![of_n3("172.18.30.131", Some(silent)), on_n1()]);
+        assert!(map_of(&w).spec.probes.is_empty());
+        assert_eq!(
+            said(&w),
+            format!("addresses: 1 of node n3, which is deleted; 1 were asked for on the segment, and nobody uses them {release}")
+        );
+        // Nobody there could ask.
+        assert!(map_of(&decided(vec![of_n3("172.18.30.131", Some(used))])).spec.probes.is_empty());
+        assert!(w.iter().all(|w| w.kind != Kind::Lease), "nobody said that it is dead: {w:?}");
     }
 
     #[test]
