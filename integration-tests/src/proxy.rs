@@ -46,8 +46,9 @@ struct Shared {
     in_hand: AtomicUsize,
     /// The most that were in hand at once, watches not counted.
     most: AtomicUsize,
-    /// Connections of both sides, to be cut.
-    open: Mutex<Vec<UnixStream>>,
+    /// Both sides of each connection that lives, to be cut.
+    open: Mutex<BTreeMap<usize, [UnixStream; 2]>>,
+    connections: AtomicUsize,
 }
 
 impl Proxy {
@@ -64,6 +65,7 @@ impl Proxy {
             in_hand: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             open: Mutex::default(),
+            connections: AtomicUsize::new(0),
         });
         let proxy = Self { socket: socket.to_owned(), shared: shared.clone() };
         std::thread::spawn(move || {
@@ -86,7 +88,7 @@ impl Proxy {
     pub fn set(&self, fault: Fault) {
         *locked(&self.shared.fault) = fault;
         if fault == Fault::Gone {
-            for stream in locked(&self.shared.open).drain(..) {
+            for stream in locked(&self.shared.open).values().flatten() {
                 let _ = stream.shutdown(Shutdown::Both);
             }
         }
@@ -135,12 +137,14 @@ impl Shared {
     /// There and back, until either side ends.
     fn pass(&self, client: &mut UnixStream, head: &[u8], mute: bool) -> std::io::Result<()> {
         let mut api = UnixStream::connect(&self.upstream)?;
-        {
-            let mut open = locked(&self.open);
-            // Those that ended have no peer any more.
-            open.retain(|s| s.peer_addr().is_ok());
-            open.extend([client.try_clone()?, api.try_clone()?]);
-        }
+        let id = self.connections.fetch_add(1, Ordering::SeqCst);
+        locked(&self.open).insert(id, [client.try_clone()?, api.try_clone()?]);
+        let done = Self::carry(client, &mut api, head, mute);
+        locked(&self.open).remove(&id);
+        done
+    }
+
+    fn carry(client: &mut UnixStream, api: &mut UnixStream, head: &[u8], mute: bool) -> std::io::Result<()> {
         api.write_all(head)?;
         let (mut from, mut to) = (client.try_clone()?, api.try_clone()?);
         std::thread::spawn(move || {
@@ -151,7 +155,7 @@ impl Shared {
             // Its first byte says that the request was carried out.
             let _ = api.read(&mut [0; 1]);
         } else {
-            let _ = std::io::copy(&mut api, client);
+            let _ = std::io::copy(api, client);
         }
         let _ = api.shutdown(Shutdown::Both);
         client.shutdown(Shutdown::Both)
@@ -250,6 +254,12 @@ mod tests {
         assert!(began.elapsed() >= Duration::from_millis(100));
         let (counts, most) = proxy.take_counts();
         assert_eq!((counts["GET pods"], most), (5, 1));
+        // A connection that has ended holds no file descriptor.
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while !locked(&proxy.shared.open).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "{:?}", locked(&proxy.shared.open));
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert!(proxy.take_counts().0.is_empty());
     }
 }
