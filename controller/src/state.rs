@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use api::mooring::AddressLease;
+use api::mooring::{AddressLease, IdentityKind};
 use api::{
     Bridge, NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderMultusConfig,
     SpiderReservedIP, keys,
@@ -155,6 +155,8 @@ pub struct LeaseView {
     pub agent_id: String,
     pub held: bool,
     pub fixed: bool,
+    /// Of a StatefulSet's pod or a virtual machine, whose NIC has one address of a family.
+    pub identity: Option<Box<str>>,
     pub wanted: bool,
     /// Somebody declared by hand that the agent which has it is gone.
     pub released: bool,
@@ -206,6 +208,9 @@ impl LeaseView {
     }
 }
 
+/// What has one address: an identity, and whether it is IPv4.
+type OneAddress = (Box<str>, bool);
+
 /// Leases by domain and address: domains are what addresses are unique in.
 #[derive(Debug, Default)]
 pub struct Leases {
@@ -214,6 +219,10 @@ pub struct Leases {
     by_pool: BTreeMap<String, BTreeSet<(String, IpAddr)>>,
     /// Those that only the controller can do something about.
     orphans: BTreeSet<(String, IpAddr)>,
+    /// Leases of an identity, IPv4 and IPv6.
+    by_identity: BTreeMap<OneAddress, BTreeSet<(String, IpAddr)>>,
+    /// Those identities that have several.
+    several: BTreeSet<OneAddress>,
     relist: Option<Vec<LeaseView>>,
     synced: bool,
 }
@@ -233,6 +242,8 @@ impl Leases {
                 self.by_address.clear();
                 self.by_pool.clear();
                 self.orphans.clear();
+                self.by_identity.clear();
+                self.several.clear();
                 for v in self.relist.take().unwrap_or_default() {
                     dirty.insert(v.domain.clone());
                     self.insert(v);
@@ -262,15 +273,32 @@ impl Leases {
         if v.is_orphan() {
             self.orphans.insert(k.clone());
         }
+        if let Some(one) = one_address(&v) {
+            let of = self.by_identity.entry(one.clone()).or_default();
+            of.insert(k.clone());
+            if of.len() > 1 {
+                self.several.insert(one);
+            }
+        }
         self.by_address.insert(k, v);
     }
 
     fn remove(&mut self, k: &(String, IpAddr)) {
         self.orphans.remove(k);
-        if let Some(old) = self.by_address.remove(k)
-            && let Some(set) = self.by_pool.get_mut(&old.pool)
-        {
+        let Some(old) = self.by_address.remove(k) else { return };
+        if let Some(set) = self.by_pool.get_mut(&old.pool) {
             set.remove(k);
+        }
+        if let Some(one) = one_address(&old)
+            && let Some(of) = self.by_identity.get_mut(&one)
+        {
+            of.remove(k);
+            if of.len() < 2 {
+                self.several.remove(&one);
+            }
+            if of.is_empty() {
+                self.by_identity.remove(&one);
+            }
         }
     }
 
@@ -301,6 +329,12 @@ impl Leases {
         self.orphans.iter().filter_map(|k| self.by_address.get(k))
     }
 
+    /// The leases of each identity that has several of one family.
+    pub fn of_identities_with_several(&self) -> impl Iterator<Item = Vec<&LeaseView>> {
+        let of = self.several.iter().filter_map(|one| self.by_identity.get(one));
+        of.map(|keys| keys.iter().filter_map(|k| self.by_address.get(k)).collect())
+    }
+
     pub fn synced(&self) -> bool {
         self.synced
     }
@@ -312,6 +346,10 @@ impl Leases {
     pub fn is_empty(&self) -> bool {
         self.by_address.is_empty()
     }
+}
+
+fn one_address(l: &LeaseView) -> Option<OneAddress> {
+    l.identity.clone().map(|i| (i, l.ip.is_ipv4()))
 }
 
 /// The name says the address; the label and the spec only repeat it.
@@ -332,6 +370,12 @@ fn view(l: &AddressLease) -> Option<LeaseView> {
         agent_id: l.spec.agent_id.clone(),
         held: l.spec.holder.is_some(),
         fixed: l.spec.identity.is_some(),
+        identity: l
+            .spec
+            .identity
+            .as_ref()
+            .filter(|i| i.kind != IdentityKind::Pod)
+            .map(|i| format!("{:?}/{}/{}/{}", i.kind, i.namespace, i.name, i.interface).into()),
         wanted: l.spec.wanted.is_some(),
         released: !l.spec.agent_id.is_empty() && l.annotations().get(keys::RELEASED) == Some(&l.spec.agent_id),
         quarantine: l.spec.quarantine.as_ref().map(|q| {

@@ -131,6 +131,14 @@ pub fn fence<'a>(
     }
 }
 
+/// Of the leases of one identity in one family: those kept for it although a sandbox has another. A create that was carried out
+/// long after its ADD was given up, by an agent that died meanwhile, leaves one behind; an identity has one address of a family.
+pub fn superfluous<'a>(of_identity: impl IntoIterator<Item = Lease<'a>>) -> Vec<IpAddr> {
+    let (held, rest): (Vec<_>, Vec<_>) = of_identity.into_iter().partition(|l| l.held);
+    let kept = rest.iter().filter(|l| l.node.is_empty() && l.quarantined.is_none());
+    if held.is_empty() { Vec::new() } else { kept.map(|l| l.ip).collect() }
+}
+
 /// What becomes of a quarantined lease whose time is over: a fixed one goes back to its identity. `now` in Unix seconds. A
 /// time in the future is a clock that was wrong, and is waited for no longer than any other.
 pub fn quarantine_over(lease: &Lease<'_>, now: i64) -> Option<Loss> {
@@ -215,6 +223,17 @@ mod tests {
         assert_eq!(fence(true, Some(&done), leases.clone(), None), Fencing::Settled);
         assert_eq!(fence(false, Some(&done), leases.clone(), None), Fencing::Forget);
         assert_eq!(fence(false, None, leases, None), Fencing::Settled);
+    }
+
+    #[test]
+    fn an_identity_keeps_no_second_address_beside_the_one_that_is_used() {
+        let fixed = |last, node, held| Lease { fixed: true, ..lease(last, node, held) };
+        let (ip, none) = (|n| IpAddr::from([10, 0, 0, n]), Vec::<IpAddr>::new());
+        assert_eq!(superfluous([fixed(1, "", false), fixed(2, "n1", true), fixed(3, "", false)]), [ip(1), ip(3)]);
+        assert_eq!(superfluous([fixed(1, "", false), fixed(2, "", false)]), none, "which one comes back nobody knows");
+        assert_eq!(superfluous([fixed(1, "n2", false), fixed(2, "n1", true)]), none, "its agent is about to give it back");
+        let quarantined = Lease { quarantined: Some(1), ..fixed(1, "", false) };
+        assert_eq!(superfluous([quarantined, fixed(2, "n1", true)]), none, "ends by itself");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Leases that nobody but the controller ends: quarantines that are over, and those of nodes that were declared dead. By the taint
+//! Leases that nobody but the controller ends: quarantines that are over, what an identity has beside the address it uses, and
+//! those of nodes that were declared dead. By the taint
 //! `node.kubernetes.io/out-of-service` the node loses what its agents had at that moment; by `mooring release` each lease
 //! says for itself that its agent is gone. What is out of reach only counts as such (`pools`).
 
@@ -32,6 +33,11 @@ pub fn decide(state: &State, now: &Stamp) -> Vec<Write> {
             false => fleet::quarantine_over(&l.fleet(), now.0.as_second()),
         };
         out.extend(how.map(|how| lose(l, how, now)));
+    }
+    for leases in state.leases.of_identities_with_several() {
+        let ips = fleet::superfluous(leases.iter().map(|l| l.fleet()));
+        let kept = leases.into_iter().filter(|l| !l.held && ips.contains(&l.ip));
+        out.extend(kept.map(|l| lose(l, Loss::Delete, now)));
     }
     out
 }
@@ -170,6 +176,32 @@ mod tests {
         let over = decided(None, vec![in_quarantine("2025-12-31T23:50:00Z", true)]);
         let Op::Patch(v) = &over[0].op else { panic!("{over:?}") };
         assert!(v["spec"]["quarantine"].is_null() && v["spec"].get("identity").is_none(), "{v}");
+    }
+
+    #[test]
+    fn an_identity_loses_what_is_kept_for_it_beside_the_address_it_uses() {
+        let kept = |ip| {
+            let mut l = lease(ip, "", true);
+            (l.spec.node, l.spec.holder) = (String::new(), None);
+            l
+        };
+        let held = || lease("10.0.0.2", "a", true);
+        let lost = decided(None, vec![kept("10.0.0.1"), held(), kept("fd00::1")]);
+        assert_eq!(lost.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), ["default.v4-10-0-0-1"]);
+        assert_eq!(lost[0].op, Op::Delete { uid: None, resource_version: Some("rv-10.0.0.1".into()) });
+        assert_eq!(decided(None, vec![kept("10.0.0.1"), kept("10.0.0.2")]), vec![], "none is used");
+        let of_controller = |mut l: AddressLease| {
+            l.spec.identity.as_mut().unwrap().kind = IdentityKind::Pod;
+            l
+        };
+        assert_eq!(decided(None, vec![of_controller(kept("10.0.0.1")), of_controller(held())]), vec![], "it names several");
+
+        let mut s = State::default();
+        let mut d = Dirty::default();
+        for e in [Event::Apply(kept("10.0.0.1")), Event::Apply(held()), Event::Delete(kept("10.0.0.1"))] {
+            s.apply(Change::Lease(e), &mut d);
+        }
+        assert_eq!(s.leases.of_identities_with_several().count(), 0);
     }
 
     #[test]

@@ -4,16 +4,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ipam::Name;
 use ipam::machine::TakeError;
+use ipam::{Family, IdentityKind, Name};
 
-use crate::schedule::{Asks, Schedule};
-use crate::world::{PodState, World, address, say_lease};
+use crate::pods::PodState;
+use crate::schedule::{Asks, Schedule, What};
+use crate::world::{World, say_lease};
 
 /// Two hourly comparisons fit, and some.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3 * 3600);
 /// Where no agent died and etcd did not go back: a request that may still be carried out is waited for 90 s.
 const SETTLES_SOON: Duration = Duration::from_secs(300);
+/// A quarantine by the clock of an agent that was up to 600 s ahead: a later one counts as over.
+const QUARANTINES_END_WITHIN: Duration = Duration::from_secs(1500);
 /// A schedule that goes round in circles.
 const STEPS_MAX: u64 = 200_000;
 
@@ -21,14 +24,14 @@ impl World {
     /// A sandbox begins to use an address.
     pub fn use_address(&mut self, n: usize, container: &str, name: &Name) {
         for (other, node) in self.nodes.iter().enumerate() {
-            if let Some((c, _)) = node.sandboxes.iter().find(|(_, a)| *a == name)
+            if let Some((c, _)) = node.sandboxes.iter().find(|(_, a)| a.contains(name))
                 && !self.restored
             {
                 let why = format!("{} is given to {container} on n{n} while {c} on n{other} has it", name.ip);
                 return self.breaks(why);
             }
         }
-        self.nodes[n].sandboxes.insert(container.to_owned(), name.clone());
+        self.nodes[n].sandboxes.entry(container.to_owned()).or_default().push(name.clone());
         self.check_name(name);
     }
 
@@ -39,9 +42,9 @@ impl World {
         }
         let mut why = None;
         for (n, node) in self.nodes.iter().enumerate() {
-            let Some((c, _)) = node.sandboxes.iter().find(|(_, a)| *a == name) else { continue };
+            let Some((c, _)) = node.sandboxes.iter().find(|(_, a)| a.contains(name)) else { continue };
             match self.server.leases.get(name) {
-                Some(l) if l.node == node.name => {}
+                Some(l) if l.node == node.name && l.quarantine.is_none() => {}
                 l => why = Some(format!("{c} on n{n} has {}, whose lease is {:?}", name.ip, l.map(say_lease))),
             }
         }
@@ -54,7 +57,7 @@ impl World {
     pub fn unsettled(&self) -> Option<String> {
         let mut holders: BTreeMap<&Name, Vec<(usize, &String)>> = BTreeMap::new();
         for (n, node) in self.nodes.iter().enumerate() {
-            for (c, name) in &node.sandboxes {
+            for (c, name) in node.sandboxes.iter().flat_map(|(c, names)| names.iter().map(move |name| (c, name))) {
                 holders.entry(name).or_default().push((n, c));
             }
             if node.alive && node.machine.is_none() {
@@ -79,14 +82,32 @@ impl World {
                 }
             }
         }
-        let spares_allowed = self.map.as_ref().map_or(0, |m| usize::from(m.spares_per_node));
-        let mut spares = vec![0; self.nodes.len()];
+        let mut spares = vec![vec![0; self.nodes.len()]; self.pools.len()];
+        let mut addresses = BTreeMap::new();
         for l in self.server.leases.values() {
+            if l.quarantine.is_some() {
+                return Some(format!("{} is in quarantine", l.name.ip));
+            }
+            if *l.pool != *self.pool_of(l.name.ip).name {
+                return Some(format!("{} is of pool {}", l.name.ip, l.pool));
+            }
+            if let Some(i) = l.identity.as_deref().filter(|i| i.kind != IdentityKind::Pod && !self.restored) {
+                let of = addresses.entry((i, Family::of(l.name.ip))).or_insert((0, 0));
+                of.0 += 1;
+                of.1 += usize::from(l.holder.is_some());
+            }
             let node = self.nodes.iter().position(|n| n.name == l.node && n.agent_id == l.agent_id && n.alive);
             let lost = match (&l.holder, node) {
-                (Some(h), Some(n)) => self.nodes[n].sandboxes.get(&h.container) != Some(&l.name),
+                (Some(h), Some(n)) => {
+                    let node = &self.nodes[n];
+                    // An ADD that waits for its other family.
+                    let mut adding = node.asks.iter().filter(|a| a.holder.container == h.container).flat_map(|a| &a.taken);
+                    !node.sandboxes.get(&h.container).is_some_and(|names| names.contains(&l.name))
+                        && !adding.any(|t| t.name == l.name)
+                }
                 (None, Some(n)) => {
-                    spares[n] += 1;
+                    let pool = self.pools.iter().position(|p| p.ask.ranges.contains(l.name.ip)).unwrap_or_default();
+                    spares[pool][n] += 1;
                     l.identity.is_some()
                 }
                 (None, None) => !l.node.is_empty() || l.identity.is_none(),
@@ -96,8 +117,15 @@ impl World {
                 return Some(format!("nobody has {}", say_lease(l)));
             }
         }
-        if let Some(n) = spares.iter().position(|s| *s > spares_allowed) {
-            return Some(format!("n{n} has {} spares, {spares_allowed} are allowed", spares[n]));
+        // Where none is held, which one comes back nobody knows.
+        if let Some(((i, f), (n, _))) = addresses.into_iter().find(|(_, (n, held))| *n > 1 && *held > 0) {
+            return Some(format!("{} has {n} addresses of {f:?}", i.name));
+        }
+        for (pool, spares) in self.pools.iter().zip(spares) {
+            let allowed = pool.map.as_ref().map_or(0, |m| usize::from(m.spares_per_node));
+            if let Some(n) = spares.iter().position(|s| *s > allowed) {
+                return Some(format!("n{n} has {} spares of {}, {allowed} are allowed", spares[n], pool.ask.name));
+            }
         }
         for (n, node) in self.nodes.iter().enumerate() {
             for name in node.machine.iter().flat_map(|m| m.spares()) {
@@ -106,7 +134,7 @@ impl World {
                 }
             }
         }
-        let given = self.server.leases.values().filter(|l| l.holder.is_some() || l.node.is_empty()).count();
+        let full: Vec<Family> = self.families.iter().copied().filter(|f| self.given(*f) >= self.size(*f)).collect();
         for (i, p) in &self.pods {
             if matches!(p.state, PodState::Running(_) | PodState::Gone) || !self.nodes[p.node].alive {
                 continue;
@@ -116,16 +144,32 @@ impl World {
                 (Asks::Address(k), Some(TakeError::Refused { .. } | TakeError::Busy { .. })) => {
                     let me = format!("app-{k}");
                     self.server.leases.values().any(|l| {
-                        l.name.ip == address(k) && (l.holder.is_some() || l.identity.as_ref().is_some_and(|i| i.name != me))
+                        l.name.ip == self.address(k) && (l.holder.is_some() || l.identity.as_ref().is_some_and(|i| i.name != me))
                     })
                 }
-                _ => given >= self.pool_size(),
+                // The one that is kept for it is not taken.
+                (asks, _) => full.iter().any(|f| {
+                    let own = |l: &ipam::Lease| {
+                        l.node.is_empty()
+                            && l.identity.is_some()
+                            && l.identity == self.identity(asks)
+                            && Family::of(l.name.ip) == *f
+                    };
+                    self.restored || !self.server.leases.values().any(own)
+                }),
             };
             if !excused {
                 return Some(format!("pod {i} has no address: {:?} {:?}", p.state, p.refused));
             }
         }
         None
+    }
+
+    /// Addresses that sandboxes have or that are kept for one. What an ADD under way has goes back if it gets no other family's.
+    fn given(&self, family: Family) -> usize {
+        let asking = |c: &str| self.nodes.iter().flat_map(|n| &n.asks).any(|a| a.holder.container == c);
+        let given = |l: &&ipam::Lease| l.holder.as_ref().map_or(l.node.is_empty(), |h| !asking(&h.container));
+        self.server.leases.values().filter(|l| Family::of(l.name.ip) == family).filter(given).count()
     }
 
     fn until_settled(&mut self, what: &str, within: Duration) -> Result<(), String> {
@@ -180,20 +224,32 @@ impl World {
         }
         self.now = end.max(self.now);
         self.calm_down();
-        let within = if s.actions.iter().any(|a| a.what.needs_comparison()) { SETTLES_WITHIN } else { SETTLES_SOON };
+        let soon = !s.actions.iter().any(|a| a.what.needs_comparison());
+        let quarantines = s.actions.iter().any(|a| matches!(a.what, What::Stranger { .. }));
+        let within = match (soon, quarantines) {
+            (true, false) => SETTLES_SOON,
+            (true, true) => SETTLES_SOON + QUARANTINES_END_WITHIN,
+            (false, _) => SETTLES_WITHIN,
+        };
         self.until_settled("after the faults", within)?;
+        self.takes_of_the_first_pool(within)?;
         // As many pods as addresses: the last one is handed out.
         let waiting = self.pods.values().filter(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_))).count();
-        let given = self.server.leases.values().filter(|l| l.holder.is_some() || l.node.is_empty()).count();
-        let alive: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect();
+        let given: Vec<usize> = self.families.iter().map(|f| self.given(*f)).collect();
+        let more = self.families.iter().zip(&given).map(|(f, given)| self.size(*f) - given).min().unwrap_or_default();
+        let alive = self.alive();
         let first = 1000;
-        for i in 0..(self.pool_size() - given) {
+        for i in 0..more {
             self.create(first + i, alive[(i + waiting) % alive.len()], Asks::Any);
         }
         self.until_settled("filling the pool", within)?;
-        let full = self.server.leases.len();
-        if full != self.pool_size() {
-            return Err(format!("{full} of {} addresses are given", self.pool_size()));
+        // The family that had the fewest has none left, not even a spare.
+        for (f, _) in self.families.iter().zip(given).filter(|(f, given)| self.size(**f) - given == more) {
+            let of = self.server.leases.values().filter(|l| Family::of(l.name.ip) == *f);
+            let (now, size) = (of.filter(|l| l.holder.is_some() || l.node.is_empty()).count(), self.size(*f));
+            if now != size {
+                return Err(format!("{now} of {size} addresses of {f:?} are given"));
+            }
         }
         // And all of them come back.
         let all: Vec<usize> = self.pods.keys().copied().collect();
@@ -201,5 +257,33 @@ impl World {
             self.delete(pod);
         }
         self.until_settled("after all pods are gone", within)
+    }
+
+    fn alive(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect()
+    }
+
+    /// All is quiet, so that every map is true: a pod gets an address of the first pool that has one.
+    fn takes_of_the_first_pool(&mut self, within: Duration) -> Result<(), String> {
+        let waiting = self.pods.values().filter(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_))).count();
+        let leased = |name: &str| self.server.leases.values().filter(|l| *l.pool == *name).count();
+        let has_one = |w: &Self, f: Family| w.given(f) + waiting < w.size(f);
+        let first = &self.pools[0].ask;
+        let free = usize::try_from(first.ranges.len()).expect("small pools").saturating_sub(leased(&first.name));
+        if self.pools[1..].iter().all(|p| p.ask.ranges.family() == Family::V6)
+            || free <= waiting
+            || !self.families.iter().all(|f| has_one(self, *f))
+        {
+            return Ok(());
+        }
+        let (pod, ranges) = (999, first.ranges.clone());
+        self.create(pod, self.alive()[0], Asks::Any);
+        self.until_settled("one pod more", within)?;
+        let PodState::Running(container) = &self.pods[&pod].state else { return Err("one pod more does not run".to_owned()) };
+        let names = self.nodes.iter().filter_map(|n| n.sandboxes.get(container)).flatten();
+        match names.into_iter().find(|n| Family::of(n.ip) == Family::V4) {
+            Some(n) if ranges.contains(n.ip) => Ok(()),
+            n => Err(format!("a pod got {:?} while the first pool had {free} addresses without a lease", n.map(|n| n.ip))),
+        }
     }
 }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod check;
+mod control;
+mod pods;
 mod regressions;
 mod schedule;
 mod server;

@@ -7,7 +7,7 @@ use crate::schedule::{Action, Asks, Mode, Schedule, What};
 
 fn passes(seed: u64, nodes: usize, addresses: usize, actions: &[(u64, What)]) {
     let actions = actions.iter().map(|(ms, what)| Action { at: Duration::from_millis(*ms), what: *what }).collect();
-    let s = Schedule { seed, nodes, addresses, actions };
+    let s = Schedule { seed, nodes, addresses, second: 0, v6: 0, actions };
     assert!(run(&s).is_ok(), "{}", crate::explain(&s));
 }
 

@@ -111,14 +111,29 @@ pub enum What {
     ControllerDown {
         ms: u64,
     },
+    /// The controller dies after so many of its writes: in the middle of a fencing, between two maps.
+    ControllerDies {
+        writes: u64,
+        ms: u64,
+    },
+    /// The controller's watch stands still: its maps and its fencing go by what was.
+    ControllerLate {
+        ms: u64,
+    },
+    /// Somebody without a lease uses the n-th of all addresses.
+    Stranger {
+        address: usize,
+        ms: u64,
+    },
     /// etcd goes back; `bump`: the revision goes on from where it was.
     Restore {
         by_ms: u64,
         bump: bool,
     },
-    /// The node's wall clock jumps. Nothing in the machine reads one; this shows it.
+    /// A wall clock, of a node or of the controller, goes so wrong. The machine has none: it counts only where quarantines begin,
+    /// and where they end.
     Clock {
-        node: usize,
+        node: Option<usize>,
         secs: i64,
     },
 }
@@ -147,6 +162,10 @@ pub struct Schedule {
     pub seed: u64,
     pub nodes: usize,
     pub addresses: usize,
+    /// Addresses of a second pool, for when the first gives none; 0: there is none.
+    pub second: usize,
+    /// Addresses of a pool of IPv6, of which each pod gets one too; 0: there is none.
+    pub v6: usize,
     pub actions: Vec<Action>,
 }
 
@@ -156,6 +175,8 @@ impl Schedule {
         let nodes = 2 + usize::from(r.chance(30));
         // From a pool that is always short to one that allows spares.
         let addresses = if r.chance(50) { 2 + r.below(5) } else { 10 + r.below(30) } as usize;
+        let second = if r.chance(15) { 1 + r.below(6) } else { 0 } as usize;
+        let v6 = if r.chance(20) { 2 + r.below(if addresses < 7 { 5 } else { 30 }) } else { 0 } as usize;
         let mut at = Duration::ZERO;
         let mut pods = 0;
         let count = 4 + r.below(14);
@@ -169,13 +190,13 @@ impl Schedule {
                 _ => r.ms(55_000, 70_000),
             };
             let node = r.below(nodes as u64) as usize;
-            let what = match r.below(if faulty { 100 } else { 62 }) {
+            let what = match r.below(if faulty { 109 } else { 62 }) {
                 0..34 => {
                     pods += 1;
                     let asks = match r.below(10) {
                         0..6 => Asks::Any,
                         6..8 => Asks::Ordinal(r.below(2) as usize),
-                        _ => Asks::Address(r.below(addresses as u64) as usize),
+                        _ => Asks::Address(r.below((addresses + second) as u64) as usize),
                     };
                     What::Create { pod: pods - 1, node, asks }
                 }
@@ -195,11 +216,17 @@ impl Schedule {
                 93..95 => What::Die { node, fenced_after_ms: 90_000 + r.below(30_000) },
                 95..96 => What::ControllerDown { ms: r.below(30_000) },
                 96..99 => What::Restore { by_ms: r.below(90_000), bump: r.chance(50) },
-                _ => What::Clock { node, secs: r.below(200_000) as i64 - 100_000 },
+                99..101 => {
+                    let node = Some(node).filter(|_| r.chance(50));
+                    What::Clock { node, secs: r.below(4000) as i64 - 2000 }
+                }
+                101..104 => What::Stranger { address: r.below((addresses + second + v6) as u64) as usize, ms: r.below(120_000) },
+                104..107 => What::ControllerDies { writes: r.below(4), ms: r.below(30_000) },
+                _ => What::ControllerLate { ms: r.below(15_000) },
             };
             actions.push(Action { at, what });
         }
-        Self { seed, nodes, addresses, actions }
+        Self { seed, nodes, addresses, second, v6, actions }
     }
 
     /// The shortest list that still fails, by leaving out what can be left out.
@@ -229,7 +256,8 @@ impl Schedule {
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}, {} nodes, {} addresses", self.seed, self.nodes, self.addresses)?;
+        let Self { seed, nodes, addresses, second, v6, .. } = self;
+        writeln!(f, "seed {seed}, {nodes} nodes, {addresses} addresses, {second} in a second pool, {v6} of IPv6")?;
         for a in &self.actions {
             writeln!(f, "  {:>9.3} s  {:?}", a.at.as_secs_f64(), a.what)?;
         }

@@ -1,27 +1,23 @@
-//! Nodes with the real machine, their disks, journals and sandboxes, a runtime that makes and removes pods, a controller with the
-//! real decisions, and a network between them that does what the schedule says. One queue of events, one seed: a run is the
-//! same each time.
+//! Nodes with the real machine, their disks, journals and sandboxes, and a network between them and the API server that does what
+//! the schedule says. One queue of events, one seed: a run is the same each time. What the runtime does is in `pods`, the
+//! controller in `control`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipam::fleet::{self, Fence, Fencing, Loss};
-use ipam::machine::{Ask, AskId, Held, Machine, Map, Output, Owner, PoolOfAsk, Reply, Request, RequestId, TakeError, What as Of};
-use ipam::{Holder, Identity, IdentityKind, Lease, Name, Ranges, Window};
+use ipam::fleet::Fence;
+use ipam::machine::{Held, Machine, Map, Output, Owner, PoolOfAsk, Reply, Request, RequestId};
+use ipam::{Family, Identity, Lease, Name, Ranges};
 
-use crate::schedule::{Asks, Mode, Rng, Schedule, What};
+use crate::control::Controller;
+use crate::pods::{Adding, Noted, Pod, PodState};
+use crate::schedule::{Mode, Rng, Schedule, What};
 use crate::server::Server;
 
 /// As the driver's.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
-/// How soon the runtime tries an ADD again.
-const RETRY: Duration = Duration::from_secs(2);
-/// The controller writes a map that often.
-const MAP_EVERY: Duration = Duration::from_secs(1);
-
-pub const POOL: &str = "p";
 
 #[derive(Debug)]
 pub enum Ev {
@@ -38,8 +34,8 @@ pub enum Ev {
     },
     Reply(usize, u32, RequestId, Reply),
     Changed(usize, u32, Name),
-    Map(usize, u32, Arc<Map>),
-    NoMap(usize, u32),
+    Map(usize, u32, usize, Arc<Map>),
+    NoMap(usize, u32, usize),
     Control,
     Retry(usize),
     /// A record leaves the journal.
@@ -64,45 +60,30 @@ pub struct Node {
     pub epoch: u32,
     pub machine: Option<Machine>,
     pub journal: BTreeMap<String, Noted>,
-    /// Living ones, with their address.
-    pub sandboxes: BTreeMap<String, Name>,
-    asks: Vec<(AskId, usize, Arc<Holder>)>,
+    /// Living ones, with their addresses.
+    pub sandboxes: BTreeMap<String, Vec<Name>>,
+    pub asks: Vec<Adding>,
     watching: BTreeSet<Name>,
-    follows: bool,
+    /// Of each pool, whether its map is watched.
+    pub follows: Vec<bool>,
     faults: Vec<(Mode, u64, Duration)>,
     watches_lost: Duration,
     crash_in: Option<u64>,
     tick_at: Option<Duration>,
-    fence: Option<Fence>,
-    declared_dead: bool,
-    /// The last map that came.
-    map: Option<Arc<Map>>,
+    pub fence: Option<Fence>,
+    pub declared_dead: bool,
+    /// The last map that came of each pool.
+    maps: Vec<Option<Arc<Map>>>,
+    /// Its wall clock, in seconds off the true time.
+    wall: i64,
     pub contested: BTreeSet<Name>,
 }
 
-/// A record of the journal.
-#[derive(Debug, Clone)]
-pub struct Noted {
-    pub name: Name,
-    holder: Arc<Holder>,
-    identity: Option<Arc<Identity>>,
-    deleting: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PodState {
-    Waiting,
-    Asking(AskId),
-    Running(String),
-    Gone,
-}
-
-#[derive(Debug)]
-pub struct Pod {
-    pub node: usize,
-    pub asks: Asks,
-    pub state: PodState,
-    pub refused: Option<TakeError>,
+/// A pool and its PoolMap.
+pub struct Pool {
+    pub ask: PoolOfAsk,
+    pub map: Option<Arc<Map>>,
+    pub version: u64,
 }
 
 pub struct World {
@@ -113,15 +94,18 @@ pub struct World {
     pub server: Server,
     pub nodes: Vec<Node>,
     pub pods: BTreeMap<usize, Pod>,
-    pool: PoolOfAsk,
+    /// In the order of the network's configuration. None overlaps another.
+    pub pools: Vec<Pool>,
+    /// What each pod gets an address of.
+    pub families: Vec<Family>,
     /// SpiderEndpoints of fixed identities.
-    index: BTreeMap<Arc<Identity>, Name>,
-    pub map: Option<Arc<Map>>,
-    map_version: u64,
-    control_at: Option<Duration>,
-    controlled: Duration,
-    controller_down: Duration,
-    containers: u64,
+    pub index: BTreeMap<(Arc<Identity>, Family), Name>,
+    /// Addresses that somebody without a lease uses, until then.
+    pub strangers: BTreeMap<Name, Duration>,
+    /// Since when an address is in quarantine, by the wall clock of the agent that wrote it.
+    pub quarantined: BTreeMap<Name, i64>,
+    pub controller: Controller,
+    pub containers: u64,
     agents: u64,
     pub restored: bool,
     /// Faults have stopped.
@@ -131,15 +115,29 @@ pub struct World {
     pub trace: Option<Vec<String>>,
 }
 
-pub fn address(n: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(n).expect("small pools")))
+/// The n-th address of a pool.
+fn address_of(pool: usize, n: usize) -> IpAddr {
+    let n = u8::try_from(n + 1).expect("small pools");
+    match pool {
+        0 => [10, 0, 0, n].into(),
+        1 => [10, 0, 1, n].into(),
+        _ => [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)].into(),
+    }
 }
 
 impl World {
     pub fn new(s: &Schedule) -> Self {
         let domain: Arc<str> = "d".into();
-        let ips = (0..s.addresses).map(address);
-        let pool = PoolOfAsk { name: POOL.into(), domain, ranges: Arc::new(Ranges::of_ips(ipam::Family::V4, ips)) };
+        let pool = |(i, (name, family, size)): (usize, (&str, Family, usize))| {
+            let ranges = Arc::new(Ranges::of_ips(family, (0..size).map(|n| address_of(i, n))));
+            (size > 0).then(|| Pool {
+                ask: PoolOfAsk { name: name.into(), domain: domain.clone(), ranges },
+                map: None,
+                version: 0,
+            })
+        };
+        let all = [("p", Family::V4, s.addresses), ("q", Family::V4, s.second), ("v6", Family::V6, s.v6)];
+        let pools: Vec<Pool> = all.into_iter().enumerate().filter_map(pool).collect();
         let mut w = Self {
             now: Duration::ZERO,
             rng: Rng(s.seed),
@@ -148,13 +146,12 @@ impl World {
             server: Server::default(),
             nodes: Vec::new(),
             pods: BTreeMap::new(),
-            pool,
+            families: Family::BOTH.into_iter().filter(|f| *f == Family::V4 || s.v6 > 0).collect(),
+            pools,
             index: BTreeMap::new(),
-            map: None,
-            map_version: 0,
-            control_at: None,
-            controlled: Duration::ZERO,
-            controller_down: Duration::ZERO,
+            strangers: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
+            controller: Controller::default(),
             containers: 0,
             agents: 0,
             restored: false,
@@ -179,14 +176,15 @@ impl World {
                 sandboxes: BTreeMap::new(),
                 asks: Vec::new(),
                 watching: BTreeSet::new(),
-                follows: false,
+                follows: vec![false; w.pools.len()],
                 faults: Vec::new(),
                 watches_lost: Duration::ZERO,
                 crash_in: None,
                 tick_at: None,
                 fence: None,
                 declared_dead: false,
-                map: None,
+                maps: vec![None; w.pools.len()],
+                wall: 0,
                 contested: BTreeSet::new(),
             });
             w.at(Duration::ZERO, Ev::Start(n, 0));
@@ -215,12 +213,12 @@ impl World {
         self.broken.get_or_insert(why);
     }
 
-    fn at(&mut self, when: Duration, ev: Ev) {
+    pub fn at(&mut self, when: Duration, ev: Ev) {
         self.seq += 1;
         self.events.insert((when.max(self.now), self.seq), ev);
     }
 
-    fn after(&mut self, from_ms: u64, to_ms: u64, ev: Ev) {
+    pub fn after(&mut self, from_ms: u64, to_ms: u64, ev: Ev) {
         let when = self.now + self.rng.ms(from_ms, to_ms);
         self.at(when, ev);
     }
@@ -252,6 +250,12 @@ impl World {
             }
             Ev::Start(n, epoch) => self.start(n, epoch),
             Ev::Arrive { node, epoch, id, request, stale, answer } => {
+                let quarantined = |w: &Self, n: &Name| w.server.leases.get(n).is_some_and(|l| l.quarantine.is_some());
+                let of = match &request {
+                    Request::Update(l) | Request::Delete(l) => Some(&l.name),
+                    _ => None,
+                };
+                let was = of.is_some_and(|n| quarantined(self, n));
                 let (reply, changed) = self.server.carry_out(self.now, &request, stale);
                 let name = self.nodes[node].name.clone();
                 let reply = match reply {
@@ -260,6 +264,13 @@ impl World {
                 };
                 self.note(|| format!("n{node} #{id} arrives {} -> {}", say(&request), say_reply(&reply)));
                 if let Some(name) = changed {
+                    if was && !self.restored {
+                        self.breaks(format!("n{node} takes {} out of quarantine", name.ip));
+                    }
+                    if quarantined(self, &name) {
+                        let wall = self.wall(self.nodes[node].wall);
+                        self.quarantined.insert(name.clone(), wall);
+                    }
                     self.changed(&name);
                 }
                 match answer {
@@ -281,36 +292,14 @@ impl World {
                     self.with(n, |m, now| m.changed(now, &name));
                 }
             }
-            Ev::Map(n, epoch, map) => {
-                if !self.lives(n, epoch) {
-                    return;
-                }
-                if self.nodes[n].watches_lost > self.now {
-                    // The watch begins anew, with what is there then.
-                    let when = self.nodes[n].watches_lost;
-                    self.at(when, Ev::Map(n, epoch, map));
-                    return;
-                }
-                let map = self.map.clone().filter(|_| self.rng.chance(50)).unwrap_or(map);
-                let number = |m: &Map| m.version.parse::<u64>().expect("made below");
-                if self.nodes[n].map.as_ref().is_none_or(|old| number(old) < number(&map)) {
-                    self.nodes[n].map = Some(map.clone());
-                    self.note(|| {
-                        let free: u32 = map.window.count();
-                        format!("n{n} map {}: {free} free, {} spares, recall {:?}", map.version, map.spares_per_node, map.recall)
-                    });
-                    self.with(n, |m, now| m.map(now, POOL, Some((*map).clone())));
+            Ev::Map(n, epoch, pool, map) => self.map_comes(n, epoch, pool, map),
+            Ev::NoMap(n, epoch, pool) => {
+                if self.lives(n, epoch) && self.nodes[n].maps[pool].is_none() {
+                    let name = self.pools[pool].ask.name.clone();
+                    self.with(n, |m, now| m.map(now, &name, None));
                 }
             }
-            Ev::NoMap(n, epoch) => {
-                if self.lives(n, epoch) && self.nodes[n].map.is_none() {
-                    self.with(n, |m, now| m.map(now, POOL, None));
-                }
-            }
-            Ev::Control => {
-                self.control_at = None;
-                self.control();
-            }
+            Ev::Control => self.control(),
             Ev::Retry(pod) => self.try_pod(pod),
             Ev::Strike(n, epoch, container) => {
                 if self.lives(n, epoch) {
@@ -327,7 +316,30 @@ impl World {
         }
     }
 
-    fn lives(&self, n: usize, epoch: u32) -> bool {
+    fn map_comes(&mut self, n: usize, epoch: u32, pool: usize, map: Arc<Map>) {
+        if !self.lives(n, epoch) {
+            return;
+        }
+        if self.nodes[n].watches_lost > self.now {
+            // The watch begins anew, with what is there then.
+            let when = self.nodes[n].watches_lost;
+            self.at(when, Ev::Map(n, epoch, pool, map));
+            return;
+        }
+        let map = self.pools[pool].map.clone().filter(|_| self.rng.chance(50)).unwrap_or(map);
+        let number = |m: &Map| m.version.parse::<u64>().expect("made by the controller");
+        if self.nodes[n].maps[pool].as_ref().is_none_or(|old| number(old) < number(&map)) {
+            self.nodes[n].maps[pool] = Some(map.clone());
+            let name = self.pools[pool].ask.name.clone();
+            self.note(|| {
+                let (free, spares) = (map.window.count(), map.spares_per_node);
+                format!("n{n} map {} of {name}: {free} free, {spares} spares, recall {:?}", map.version, map.recall)
+            });
+            self.with(n, |m, now| m.map(now, &name, Some((*map).clone())));
+        }
+    }
+
+    pub fn lives(&self, n: usize, epoch: u32) -> bool {
         self.nodes[n].epoch == epoch && self.nodes[n].machine.is_some()
     }
 
@@ -336,13 +348,7 @@ impl World {
         match what {
             What::Create { pod, node, asks } => self.create(pod, node, asks),
             What::Delete { pod } => self.delete(pod),
-            What::HangUp { pod } => {
-                if let Some(Pod { state: PodState::Asking(_), .. }) = self.pods.get(&pod) {
-                    self.hang_up(pod);
-                    let when = self.now + RETRY;
-                    self.at(when, Ev::Retry(pod));
-                }
-            }
+            What::HangUp { pod } => self.hung_up(pod),
             What::Requests { node, mode, percent, ms } => {
                 let until = self.now + Duration::from_millis(ms);
                 self.nodes[node].faults.push((mode, percent, until));
@@ -366,7 +372,15 @@ impl World {
                     self.at(when, Ev::Fence(node, epoch));
                 }
             }
-            What::ControllerDown { ms } => self.controller_down = self.now + Duration::from_millis(ms),
+            What::ControllerDown { ms } => self.controller_down(ms),
+            What::ControllerDies { writes, ms } => self.controller_dies_after(writes, ms),
+            What::ControllerLate { ms } => self.controller_is_late(ms),
+            What::Stranger { address, ms } => {
+                let name = self.name_of(address);
+                self.strangers.insert(name, self.now + Duration::from_millis(ms));
+            }
+            What::Clock { node: Some(n), secs } => self.nodes[n].wall = secs,
+            What::Clock { node: None, secs } => self.controller.wall = secs,
             What::Restore { by_ms, bump } => {
                 let to = self.now.saturating_sub(Duration::from_millis(by_ms));
                 self.server.restore(to, bump);
@@ -381,123 +395,10 @@ impl World {
                 }
                 self.control_soon();
             }
-            // Nothing reads one.
-            What::Clock { .. } => {}
         }
     }
 
-    pub fn create(&mut self, pod: usize, node: usize, asks: Asks) {
-        if let Asks::Ordinal(_) = asks {
-            // Only one of a name.
-            let same: Vec<usize> =
-                self.pods.iter().filter(|(_, p)| p.asks == asks && p.state != PodState::Gone).map(|(n, _)| *n).collect();
-            for old in same {
-                self.delete(old);
-            }
-        }
-        self.pods.insert(pod, Pod { node, asks, state: PodState::Waiting, refused: None });
-        self.try_pod(pod);
-    }
-
-    pub fn delete(&mut self, pod: usize) {
-        let Some(p) = self.pods.get_mut(&pod) else { return };
-        let node = p.node;
-        match std::mem::replace(&mut p.state, PodState::Gone) {
-            PodState::Waiting | PodState::Gone => {}
-            PodState::Asking(id) => {
-                self.pods.get_mut(&pod).expect("as above").state = PodState::Asking(id);
-                self.hang_up(pod);
-                self.pods.get_mut(&pod).expect("as above").state = PodState::Gone;
-            }
-            PodState::Running(container) => self.del(node, &container),
-        }
-    }
-
-    /// The sandbox goes, and the agent hears of it, or will when it is back.
-    fn del(&mut self, n: usize, container: &str) {
-        self.nodes[n].sandboxes.remove(container);
-        self.note(|| format!("n{n} DEL {container}"));
-        self.release_noted(n, container);
-    }
-
-    fn release_noted(&mut self, n: usize, container: &str) {
-        if self.nodes[n].machine.is_none() {
-            return;
-        }
-        let Some(e) = self.nodes[n].journal.get_mut(container) else { return };
-        e.deleting = true;
-        let name = e.name.clone();
-        self.with(n, |m, now| m.release(now, &name, container, true));
-    }
-
-    fn hang_up(&mut self, pod: usize) {
-        let p = self.pods.get_mut(&pod).expect("asked by the caller");
-        let (n, PodState::Asking(id)) = (p.node, p.state.clone()) else { return };
-        p.state = PodState::Waiting;
-        self.nodes[n].asks.retain(|(a, ..)| *a != id);
-        self.with(n, |m, now| m.cancel(now, id));
-    }
-
-    fn identity(&self, asks: Asks) -> Option<Arc<Identity>> {
-        let (kind, name) = match asks {
-            Asks::Any => return None,
-            Asks::Ordinal(n) => (IdentityKind::StatefulSet, format!("web-{n}")),
-            Asks::Address(n) => (IdentityKind::Pod, format!("app-{n}")),
-        };
-        Some(Arc::new(Identity { kind, namespace: "n".into(), name, nic: "eth0".into() }))
-    }
-
-    /// ADD, where the agent listens.
-    fn try_pod(&mut self, pod: usize) {
-        let Some(p) = self.pods.get(&pod).filter(|p| p.state == PodState::Waiting) else { return };
-        let (n, asks, forget) = (p.node, p.asks, matches!(p.refused, Some(TakeError::Refused { .. })));
-        if self.nodes[n].machine.is_none() {
-            return;
-        }
-        self.containers += 1;
-        let name = match asks {
-            Asks::Ordinal(k) => format!("web-{k}"),
-            _ => format!("p{pod}"),
-        };
-        let holder = Arc::new(Holder {
-            namespace: "n".into(),
-            pod: name,
-            uid: pod.to_string(),
-            nic: "eth0".into(),
-            container: format!("c{}", self.containers),
-        });
-        let identity = self.identity(asks);
-        let known = identity.as_ref().and_then(|i| {
-            let of_lease = || self.server.leases.values().find(|l| l.identity.as_ref() == Some(i)).map(|l| l.name.clone());
-            self.index.get(i).cloned().or_else(of_lease)
-        });
-        let what = match (asks, known) {
-            (Asks::Address(k), _) => Of::Fixed { pool: self.pool.clone(), ip: address(k) },
-            // The index said one that is another's by now: it gets a new one, as in the driver.
-            (Asks::Ordinal(_), Some(name)) if !forget => Of::Fixed { pool: self.pool.clone(), ip: name.ip },
-            _ => Of::Any(vec![self.pool.clone()]),
-        };
-        self.note(|| {
-            format!(
-                "n{n} ADD {} for {}: {}",
-                holder.container,
-                holder.pod,
-                match &what {
-                    Of::Any(_) => "any".to_owned(),
-                    Of::Fixed { ip, .. } => ip.to_string(),
-                }
-            )
-        });
-        let ask = Ask { holder: holder.clone(), identity, what };
-        let now = self.now;
-        let node = &mut self.nodes[n];
-        let id = node.machine.as_mut().expect("checked above").take(now, ask);
-        node.asks.push((id, pod, holder));
-        self.pods.get_mut(&pod).expect("found above").state = PodState::Asking(id);
-        self.pump(n);
-    }
-
-    fn with(&mut self, n: usize, f: impl FnOnce(&mut Machine, Duration)) {
+    pub fn with(&mut self, n: usize, f: impl FnOnce(&mut Machine, Duration)) {
         let now = self.now;
         if let Some(m) = &mut self.nodes[n].machine {
             f(m, now);
@@ -506,7 +407,7 @@ impl World {
     }
 
     /// Whether the agent dies here.
-    fn crashes(&mut self, n: usize) -> bool {
+    pub fn crashes(&mut self, n: usize) -> bool {
         match &mut self.nodes[n].crash_in {
             Some(0) => {
                 self.nodes[n].crash_in = None;
@@ -522,7 +423,7 @@ impl World {
     }
 
     /// Carries out what the machine says, as the driver does.
-    fn pump(&mut self, n: usize) {
+    pub fn pump(&mut self, n: usize) {
         while let Some(out) = self.nodes[n].machine.as_mut().and_then(Machine::pop) {
             if self.crashes(n) {
                 return;
@@ -530,55 +431,12 @@ impl World {
             match out {
                 Output::Request(id, request) => self.send(n, id, request),
                 Output::Taken(id, taken) => {
-                    let Some(i) = self.nodes[n].asks.iter().position(|(a, ..)| *a == id) else {
-                        self.breaks(format!("n{n} got an address for an ask that was given up"));
-                        return;
-                    };
-                    let (_, pod, holder) = self.nodes[n].asks.remove(i);
-                    let asks = self.pods[&pod].asks;
-                    let identity = self.identity(asks);
-                    let noted =
-                        Noted { name: taken.name.clone(), holder: holder.clone(), identity: identity.clone(), deleting: false };
-                    self.nodes[n].journal.insert(holder.container.clone(), noted);
-                    if self.crashes(n) {
+                    if !self.taken(n, id, taken) {
                         return;
                     }
-                    self.note(|| format!("n{n} {} has {}", holder.container, taken.name.ip));
-                    self.use_address(n, &holder.container, &taken.name);
-                    if let Some(i) = identity {
-                        self.index.insert(i, taken.name);
-                    }
-                    let p = self.pods.get_mut(&pod).expect("it asked");
-                    p.state = PodState::Running(holder.container.clone());
-                    p.refused = None;
                 }
-                Output::Failed(id, error) => {
-                    let Some(i) = self.nodes[n].asks.iter().position(|(a, ..)| *a == id) else { continue };
-                    let (_, pod, holder) = self.nodes[n].asks.remove(i);
-                    self.note(|| format!("n{n} ADD {} fails: {error}", holder.container));
-                    let p = self.pods.get_mut(&pod).expect("it asked");
-                    p.state = PodState::Waiting;
-                    p.refused = Some(error.clone());
-                    let p = &self.pods[&pod];
-                    // One that never had it for sure may find another there.
-                    let had = |i: &Arc<Identity>| self.index.contains_key(i);
-                    if let (Asks::Ordinal(_), TakeError::Refused { .. }, false) = (p.asks, &error, self.restored)
-                        && self.identity(p.asks).as_ref().is_some_and(had)
-                    {
-                        self.breaks(format!("{} lost its address: {error}", holder.pod));
-                    }
-                    let when = self.now + RETRY;
-                    self.at(when, Ev::Retry(pod));
-                }
-                Output::Released(name) => {
-                    // Somebody else's task strikes it out.
-                    let all = self.nodes[n].journal.iter().filter(|(_, e)| e.deleting && e.name == name);
-                    let gone: Vec<String> = all.map(|(c, _)| c.clone()).collect();
-                    let epoch = self.nodes[n].epoch;
-                    for container in gone {
-                        self.after(0, 100, Ev::Strike(n, epoch, container));
-                    }
-                }
+                Output::Failed(id, error) => self.failed(n, id, error),
+                Output::Released(name) => self.released(n, &name),
                 Output::Contested { name, holder, lease } => {
                     self.note(|| format!("n{n} reports {} of {}: {}", name.ip, holder.container, say_lease(&lease)));
                     self.nodes[n].contested.insert(name);
@@ -589,12 +447,13 @@ impl World {
                 Output::Unwatch(name) => {
                     self.nodes[n].watching.remove(&name);
                 }
-                Output::Follow(_) => {
-                    self.nodes[n].follows = true;
+                Output::Follow(name) => {
+                    let pool = self.pools.iter().position(|p| p.ask.name == name).expect("of an ask or a lease");
+                    self.nodes[n].follows[pool] = true;
                     let epoch = self.nodes[n].epoch;
-                    match self.map.clone() {
-                        Some(map) => self.after(2, 300, Ev::Map(n, epoch, map)),
-                        None => self.after(2, 300, Ev::NoMap(n, epoch)),
+                    match self.pools[pool].map.clone() {
+                        Some(map) => self.after(2, 300, Ev::Map(n, epoch, pool, map)),
+                        None => self.after(2, 300, Ev::NoMap(n, epoch, pool)),
                     }
                 }
             }
@@ -654,11 +513,12 @@ impl World {
         records.sort_by_key(|e| !e.deleting);
         let held: Vec<Held> = records
             .into_iter()
-            .map(|e| Held { name: e.name.clone(), pool: POOL.into(), holder: e.holder.clone(), identity: e.identity.clone() })
+            .flat_map(|e| e.held.iter().map(|h| (h.clone(), e.holder.clone())))
+            .map(|(h, holder)| Held { name: h.name, pool: h.pool, holder, identity: h.identity })
             .collect();
         let seed = self.rng.next();
         node.machine = Some(Machine::new(me, held, seed, self.now));
-        node.follows = false;
+        node.follows.fill(false);
         self.note(|| format!("n{n} starts"));
         self.pump(n);
         let dead: Vec<String> = {
@@ -683,13 +543,13 @@ impl World {
         node.machine = None;
         node.epoch += 1;
         node.tick_at = None;
-        node.map = None;
-        node.follows = false;
+        node.maps.fill(None);
+        node.follows.fill(false);
         node.watching.clear();
         let asks = std::mem::take(&mut node.asks);
         let epoch = node.epoch;
-        for (_, pod, _) in asks {
-            let p = self.pods.get_mut(&pod).expect("it asked");
+        for a in asks {
+            let p = self.pods.get_mut(&a.pod).expect("it asked");
             if matches!(p.state, PodState::Asking(_)) {
                 p.state = PodState::Waiting;
             }
@@ -731,7 +591,7 @@ impl World {
         }
     }
 
-    fn changed(&mut self, name: &Name) {
+    pub fn changed(&mut self, name: &Name) {
         for n in 0..self.nodes.len() {
             if self.nodes[n].watching.contains(name) && self.nodes[n].watches_lost <= self.now {
                 let epoch = self.nodes[n].epoch;
@@ -742,92 +602,11 @@ impl World {
         self.check_name(name);
     }
 
-    pub fn control_soon(&mut self) {
-        if self.control_at.is_none() {
-            let when = (self.controlled + MAP_EVERY).max(self.now + Duration::from_millis(20)).max(self.controller_down);
-            self.control_at = Some(when);
-            self.at(when, Ev::Control);
-        }
-    }
-
-    fn control(&mut self) {
-        if self.controller_down > self.now {
-            return self.control_soon();
-        }
-        self.controlled = self.now;
-        for n in 0..self.nodes.len() {
-            self.fence(n);
-        }
-        let reachable: BTreeSet<Arc<str>> = self.nodes.iter().filter(|n| n.alive).map(|n| n.name.clone()).collect();
-        let leased: BTreeSet<IpAddr> = self.server.leases.keys().map(|n| n.ip).collect();
-        let free = self.pool.ranges.len() - leased.len() as u128;
-        let leases: Vec<fleet::Lease<'_>> = self.server.leases.values().map(of_fleet).collect();
-        let map = Map {
-            version: "".into(),
-            window: Window::build(&self.pool.ranges, &leased),
-            spares_per_node: fleet::spares(free, leases.iter().copied(), |n| reachable.contains(n)),
-            recall: fleet::recall(leases.iter().copied()),
-            nodes: ipam::share::marks(self.nodes.iter().map(|n| &*n.name)),
-        };
-        let same = |old: &Arc<Map>| {
-            old.window == map.window
-                && old.spares_per_node == map.spares_per_node
-                && old.recall == map.recall
-                && old.nodes == map.nodes
-        };
-        if self.map.as_ref().is_some_and(same) {
-            return;
-        }
-        self.map_version += 1;
-        let map = Arc::new(Map { version: self.map_version.to_string().into(), ..map });
-        self.map = Some(map.clone());
-        for n in 0..self.nodes.len() {
-            if self.nodes[n].follows {
-                let epoch = self.nodes[n].epoch;
-                self.after(2, 100, Ev::Map(n, epoch, map.clone()));
-            }
-        }
-    }
-
-    /// One step.
-    fn fence(&mut self, n: usize) {
-        let node = &self.nodes[n];
-        let leases = self.server.leases.values().filter(|l| l.node == node.name).map(of_fleet);
-        match fleet::fence(node.declared_dead, node.fence.as_ref(), leases, Some(&node.agent_id)) {
-            Fencing::Settled => {}
-            Fencing::Record(f) => {
-                self.nodes[n].fence = Some(f);
-                self.control_soon();
-            }
-            Fencing::Forget => self.nodes[n].fence = None,
-            Fencing::Release(list) => {
-                for (ip, loss) in list {
-                    let name = Name { domain: self.pool.domain.clone(), ip };
-                    let Some(l) = self.server.leases.get(&name).cloned() else { continue };
-                    let request = match loss {
-                        Loss::Delete => Request::Delete(l),
-                        Loss::Empty => Request::Update(Lease {
-                            node: "".into(),
-                            agent_id: "".into(),
-                            holder: None,
-                            wanted: None,
-                            released: true,
-                            ..l
-                        }),
-                    };
-                    self.note(|| format!("controller {}", say(&request)));
-                    self.server.carry_out(self.now, &request, false);
-                    self.changed(&name);
-                }
-                self.control_soon();
-            }
-        }
-    }
-
     /// Faults stop.
     pub fn calm_down(&mut self) {
         self.calm = true;
-        self.controller_down = Duration::ZERO;
+        self.controller_recovers();
+        self.strangers.clear();
         for n in 0..self.nodes.len() {
             let node = &mut self.nodes[n];
             node.faults.clear();
@@ -837,20 +616,31 @@ impl World {
         self.control_soon();
     }
 
-    pub fn pool_size(&self) -> usize {
-        usize::try_from(self.pool.ranges.len()).expect("small pools")
+    pub fn pool_of(&self, ip: IpAddr) -> &PoolOfAsk {
+        &self.pools.iter().find(|p| p.ask.ranges.contains(ip)).expect("an address of a pool").ask
     }
-}
 
-fn of_fleet(l: &Lease) -> fleet::Lease<'_> {
-    fleet::Lease {
-        ip: l.name.ip,
-        node: &l.node,
-        agent_id: &l.agent_id,
-        held: l.holder.is_some(),
-        fixed: l.identity.is_some(),
-        wanted: l.wanted.is_some(),
-        quarantined: None,
+    /// The n-th address of the pools of IPv4, in their order.
+    pub fn address(&self, n: usize) -> IpAddr {
+        self.name_of(n).ip
+    }
+
+    /// The n-th address of all pools.
+    fn name_of(&self, n: usize) -> Name {
+        let mut n = n as u128;
+        for p in &self.pools {
+            match p.ask.ranges.nth(n) {
+                Some(ip) => return Name { domain: p.ask.domain.clone(), ip },
+                None => n -= p.ask.ranges.len(),
+            }
+        }
+        unreachable!("schedules name addresses that are there")
+    }
+
+    /// How many addresses of a family there are.
+    pub fn size(&self, family: Family) -> usize {
+        let of = self.pools.iter().map(|p| &p.ask.ranges).filter(|r| r.family() == family);
+        of.map(|r| usize::try_from(r.len()).expect("small pools")).sum()
     }
 }
 
@@ -862,11 +652,12 @@ pub fn say_lease(l: &Lease) -> String {
     let who = l.holder.as_ref().map_or("-".to_owned(), |h| format!("{} {}", h.pod, h.container));
     let more = [(l.wanted.is_some(), " wanted"), (l.released, " released")];
     let more: String = more.iter().filter(|(set, _)| *set).map(|(_, t)| *t).collect();
+    let more = if l.quarantine.is_some() { more + " quarantined" } else { more };
     let identity = l.identity.as_ref().map_or(String::new(), |i| format!(" for {}", i.name));
     format!("{} v{} {}/{} [{who}]{identity}{more}", l.name.ip, l.version, l.node, l.agent_id)
 }
 
-fn say(r: &Request) -> String {
+pub fn say(r: &Request) -> String {
     match r {
         Request::Get(n) => format!("get {}", n.ip),
         Request::Create(l) => format!("create {}", say_lease(l)),
