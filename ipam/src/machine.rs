@@ -154,6 +154,8 @@ struct Pool {
     /// What it may give out, and where, by the last ask.
     ranges: Option<(Arc<str>, Arc<Ranges>)>,
     learned: Learned,
+    /// When the last of it was learnt.
+    learned_at: Time,
     /// This node's positions in the map's window.
     first: Option<Range<usize>>,
     /// When the map came.
@@ -504,6 +506,7 @@ impl Machine {
                 Act::Next => {
                     if let Some(pool) = self.pools.get_mut(&slot.pool) {
                         pool.learned.conflict(name.ip);
+                        pool.learned_at = now;
                     }
                     self.forget(now, name);
                     return self.ask_goes_on(ask);

@@ -21,6 +21,9 @@ pub const FULL_WAIT: Duration = Duration::from_secs(3);
 const STALE: Duration = Duration::from_millis(1500);
 /// How often full pools are looked at again meanwhile.
 const FULL_TICK: Duration = Duration::from_millis(500);
+/// What still is free by the map after this time was given back: another map need not come, where nothing else changes, and
+/// without this the next pool would be taken from.
+const LEARNED_FOR: Duration = Duration::from_secs(5);
 /// How long a fixed address is waited for while somebody else has it: a rolling update deletes a pod and makes the next one
 /// within this time; longer and the runtime's retry is cheaper than a CNI call that hangs.
 pub const FIXED_WAIT: Duration = Duration::from_secs(5);
@@ -263,6 +266,9 @@ impl Machine {
         let What::Any(pools) = &a.ask.what else { return };
         let pools = pools.clone();
         while let Some(pool) = pools.get(a.cursor) {
+            if let Some(p) = self.pools.get_mut(&pool.name).filter(|p| now >= p.learned_at + LEARNED_FOR) {
+                p.learned = Learned::default();
+            }
             if let Some(name) = self.best_spare(&pool.name) {
                 if !pool.ranges.contains(name.ip) {
                     self.want(now, &name, Want::Gone);

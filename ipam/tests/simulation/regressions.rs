@@ -6,8 +6,12 @@ use crate::run;
 use crate::schedule::{Action, Asks, Mode, Schedule, What};
 
 fn passes(seed: u64, nodes: usize, addresses: usize, actions: &[(u64, What)]) {
+    passes_with(seed, nodes, addresses, 0, actions);
+}
+
+fn passes_with(seed: u64, nodes: usize, addresses: usize, second: usize, actions: &[(u64, What)]) {
     let actions = actions.iter().map(|(ms, what)| Action { at: Duration::from_millis(*ms), what: *what }).collect();
-    let s = Schedule { seed, nodes, addresses, second: 0, v6: 0, actions };
+    let s = Schedule { seed, nodes, addresses, second, v6: 0, actions };
     assert!(run(&s).is_ok(), "{}", crate::explain(&s));
 }
 
@@ -160,6 +164,41 @@ fn a_refused_ask_leaves_the_leases_of_an_older_agent_to_their_identity() {
             (68_736, create(2, Asks::Any)),
             (69_267, What::Die { node: 0, fenced_after_ms: 96_458 }),
             (69_293, What::Recreate { node: 1, ms: 1060 }),
+        ],
+    );
+}
+
+#[test]
+fn a_create_that_comes_in_after_its_agent_died_leaves_its_identity_no_second_address() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    passes_with(
+        5531,
+        2,
+        6,
+        1,
+        &[
+            (677, What::Crash { node: 1, steps: 6 }),
+            (67_410, What::Requests { node: 1, mode: Mode::Late, percent: 50, ms: 14_911 }),
+            (67_459, create(0, 0, Asks::Any)),
+            (67_498, create(1, 1, Asks::Ordinal(0))),
+            (122_800, What::Crash { node: 0, steps: 1 }),
+        ],
+    );
+}
+
+#[test]
+fn an_address_that_came_back_is_taken_before_one_of_the_next_pool_also_where_no_other_map_comes() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    passes_with(
+        1545,
+        3,
+        2,
+        5,
+        &[
+            (14_284, create(2, 1, Asks::Ordinal(0))),
+            (14_318, create(3, 0, Asks::Any)),
+            (80_597, What::Recreate { node: 0, ms: 1863 }),
+            (80_645, What::Requests { node: 0, mode: Mode::NoAnswer, percent: 100, ms: 12_071 }),
         ],
     );
 }
