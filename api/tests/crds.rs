@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "cases/object.rs"]
+mod case;
+
 use std::path::Path;
 
+use case::object;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube_cel::Validator;
 use serde_json::{Map, Value, json};
@@ -38,47 +42,6 @@ fn cases() -> Map<String, Value> {
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
-}
-
-/// The object of a case, named and complete.
-fn object(kind: &Value, case: &Value) -> Value {
-    let of = list(&kind["accepted"]).iter().find(|a| case.get("of").is_none_or(|of| *of == a["name"]));
-    let mut base = of.expect("`of` names an accepted object").clone();
-    if let Some(spec) = case.get("spec") {
-        base["spec"] = spec.clone();
-    }
-    for (part, patch) in [("spec", case.get("patch")), ("status", case.get("status"))] {
-        if let Some(patch) = patch {
-            merge(&mut base[part], patch);
-        }
-    }
-    let name = case.get("name").unwrap_or(&base["name"]).clone();
-    let mut object = json!({"metadata": {"name": name}});
-    for part in ["spec", "status"] {
-        if let Some(value) = base.get(part) {
-            object[part] = value.clone();
-        }
-    }
-    object
-}
-
-/// RFC 7396.
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let target = target.as_object_mut().unwrap();
-    for (key, value) in patch {
-        if value.is_null() {
-            target.remove(key);
-        } else {
-            merge(target.entry(key).or_insert(Value::Null), value);
-        }
-    }
 }
 
 #[test]

@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "../../api/tests/cases/object.rs"]
+mod case;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,47 +68,14 @@ impl Kind {
 
     /// The object of a case: the accepted one that it names, or the first, after its changes.
     fn object(&self, case: &Value) -> Value {
-        let of = list(&self.cases["accepted"]).iter().find(|a| case.get("of").is_none_or(|of| *of == a["name"]));
-        let mut base = of.expect("`of` names an accepted object").clone();
-        if let Some(spec) = case.get("spec") {
-            base["spec"] = spec.clone();
-        }
-        for (part, patch) in [("spec", case.get("patch")), ("status", case.get("status"))] {
-            if let Some(patch) = patch {
-                merge(&mut base[part], patch);
-            }
-        }
-        let name = case.get("name").unwrap_or(&base["name"]);
-        let mut object = json!({"apiVersion": self.version, "kind": self.kind, "metadata": {"name": name}});
-        for part in ["spec", "status"] {
-            if let Some(value) = base.get(part) {
-                object[part] = value.clone();
-            }
-        }
+        let mut object = case::object(&self.cases, case);
+        object["apiVersion"] = json!(self.version);
+        object["kind"] = json!(self.kind);
         object
     }
 
     fn accepted(&self) -> Vec<Value> {
         list(&self.cases["accepted"]).iter().map(|a| self.object(&json!({"of": a["name"]}))).collect()
-    }
-}
-
-/// RFC 7396.
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let target = target.as_object_mut().unwrap();
-    for (key, value) in patch {
-        if value.is_null() {
-            target.remove(key);
-        } else {
-            merge(target.entry(key).or_insert(Value::Null), value);
-        }
     }
 }
 

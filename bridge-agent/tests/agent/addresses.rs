@@ -10,6 +10,7 @@ use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
+use crate::served::Served;
 use crate::world::{World, macvlan};
 
 fn v4(pool: &str) -> Value {
@@ -408,39 +409,20 @@ async fn addresses_asked_for_by_name_are_given_to_one_at_a_time() {
 
 #[tokio::test]
 async fn del_succeeds_while_the_api_is_away_and_the_address_follows() {
-    let new = || standalone::Server::new(standalone::kinds::builtin(), api::crds::all()).unwrap();
-    let server = new();
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("api.sock");
-    let serve = |server: &standalone::Server, stop: runtime::Shutdown| {
-        let (server, socket) = (server.clone(), socket.clone());
-        tokio::spawn(async move { server.serve_unix(&socket, async move { stop.wait().await }).await })
-    };
-    let stop = runtime::Shutdown::new();
-    let serving = serve(&server, stop.clone());
-    let w = World::with_client(server.clone(), standalone::client::unix(&socket, "mooring-agent")).await;
-    w.until("the socket is there", || socket.exists()).await;
+    let (mut served, w) = Served::start().await;
     w.v4("p", "10.6.1.10").await;
     let a = w.pod("a", v4("p")).await;
     let conf = macvlan(json!({}));
     let before = w.before("c1").await;
     w.add("c1", "eth0", &conf, Some(&a)).await.unwrap();
-    stop.trigger();
-    serving.await.unwrap().unwrap();
+    served.stop().await;
     w.del("c1", "eth0", &conf, Some(&a)).await.unwrap();
     assert_eq!(w.host.host(), before.host);
     assert!(!w.agent.journal.is_empty());
-    // The server comes back with what it had.
-    let snapshot = dir.path().join("snapshot");
-    server.save(&snapshot).unwrap();
-    let server = new();
-    server.load(&snapshot).unwrap();
-    let stop = runtime::Shutdown::new();
-    let serving = serve(&server, stop.clone());
+    served.restart();
     w.until("the address is given back", || w.agent.journal.is_empty()).await;
     assert!(w.leases().await.is_empty());
-    stop.trigger();
-    serving.await.unwrap().unwrap();
+    served.stop().await;
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
+use crate::served::Served;
 use crate::world::{World, macvlan};
 
 fn v4(pool: &str) -> Value {
@@ -30,17 +31,7 @@ async fn pool(w: &World, spares: u8) {
 
 #[tokio::test]
 async fn an_add_with_a_spare_in_hand_needs_no_api_server() {
-    let server = standalone::Server::new(standalone::kinds::builtin(), api::crds::all()).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("api.sock");
-    let serve = |server: &standalone::Server, stop: runtime::Shutdown| {
-        let (server, socket) = (server.clone(), socket.clone());
-        tokio::spawn(async move { server.serve_unix(&socket, async move { stop.wait().await }).await })
-    };
-    let stop = runtime::Shutdown::new();
-    let serving = serve(&server, stop.clone());
-    let w = World::with_client(server.clone(), standalone::client::unix(&socket, "mooring-agent")).await;
-    w.until("the socket is there", || socket.exists()).await;
+    let (mut served, w) = Served::start().await;
     pool(&w, 2).await;
     let (a, b) = (w.pod("a", v4("p")).await, w.pod("b", v4("p")).await);
     let conf = macvlan(json!({}));
@@ -48,11 +39,8 @@ async fn an_add_with_a_spare_in_hand_needs_no_api_server() {
     w.until("spares are made behind", || w.agent.leases.spares().len() == 2).await;
     w.until("the pod is seen", || w.agent.caches.pod_now("default", "b").is_some()).await;
 
-    stop.trigger();
-    serving.await.unwrap().unwrap();
-    // It takes connections and never answers.
-    std::fs::remove_file(&socket).ok();
-    let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    served.stop().await;
+    let silent = served.silent();
     let spares = w.agent.leases.spares();
     let began = Instant::now();
     let result = w.add("c2", "eth0", &conf, Some(&b)).await.unwrap();
@@ -61,17 +49,9 @@ async fn an_add_with_a_spare_in_hand_needs_no_api_server() {
     assert!(spares.iter().any(|ip| ip.to_string() == got), "{got} is none of {spares:?}");
 
     drop(silent);
-    std::fs::remove_file(&socket).unwrap();
-    // It comes back with what it had.
-    let snapshot = dir.path().join("snapshot");
-    server.save(&snapshot).unwrap();
-    let server = standalone::Server::new(standalone::kinds::builtin(), api::crds::all()).unwrap();
-    server.load(&snapshot).unwrap();
-    let stop = runtime::Shutdown::new();
-    let serving = serve(&server, stop.clone());
-    w.until("the socket is there", || socket.exists()).await;
+    served.restart();
     let name = api::mooring::lease_name("default", got.parse().unwrap());
-    let direct: Api<AddressLease> = Api::all(server.client("mooring-agent"));
+    let direct: Api<AddressLease> = Api::all(served.server.client("mooring-agent"));
     let holder = || async { direct.get(&name).await.unwrap().spec.holder.map(|h| h.container_id) };
     // The request that never had an answer is given up after 10 s.
     for _ in 0..150 {
@@ -81,8 +61,7 @@ async fn an_add_with_a_spare_in_hand_needs_no_api_server() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(holder().await.as_deref(), Some("c2"), "the holder is written behind");
-    stop.trigger();
-    serving.await.unwrap().unwrap();
+    served.stop().await;
 }
 
 #[tokio::test]

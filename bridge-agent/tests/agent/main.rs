@@ -13,6 +13,7 @@ mod node;
 mod probe;
 mod ready;
 mod restart;
+mod served;
 mod socket;
 mod spool;
 mod world;
