@@ -4,6 +4,8 @@
 //! Why anyone would turn it off: a veth's sender leaves checksums to be completed by hardware further on, and Open
 //! vSwitch's userspace datapath passes such frames on as they are. Ping then works and TCP does not.
 
+use std::sync::OnceLock;
+
 use netlink_packet_core::NetlinkSerializable;
 use netlink_sys::protocols::NETLINK_GENERIC;
 
@@ -40,7 +42,7 @@ pub fn set_tx_checksum(netns: Option<&Netns>, dev: &IfName, on: bool) -> Result<
         Some(n) => n.enter(open)??,
         None => open()?,
     };
-    let family = family(&socket, "ethtool")?;
+    let family = ethtool_family(&socket)?;
     let header = nested(ETHTOOL_A_FEATURES_HEADER, &attr(ETHTOOL_A_HEADER_DEV_NAME, &zero_terminated(dev.as_str())));
     if is_on(&socket, family, &header)? == on {
         return Ok(false);
@@ -84,6 +86,15 @@ pub fn has_family(name: &str) -> Result<bool, Error> {
         Ok(_) => Ok(true),
         Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(false),
         Err(e) => Err(e),
+    }
+}
+
+/// The kernel gives the number when it starts, one for all namespaces.
+fn ethtool_family(socket: &Socket) -> Result<u16, Error> {
+    static FAMILY: OnceLock<u16> = OnceLock::new();
+    match FAMILY.get() {
+        Some(known) => Ok(*known),
+        None => family(socket, "ethtool").map(|asked| *FAMILY.get_or_init(|| asked)),
     }
 }
 

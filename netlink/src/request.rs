@@ -119,9 +119,9 @@ impl Request<'_> {
                 (M::NewLink(link), NEW)
             }
             Self::AddVeth { name, mac, mtu, peer, peer_mac, peer_netns } => {
-                let mut far = new_link(peer, *peer_mac, *mtu);
+                let mut far = with_one_queue(new_link(peer, *peer_mac, *mtu));
                 far.attributes.push(LinkAttribute::NetNsFd(peer_netns.as_raw_fd()));
-                let mut link = new_link(name, *mac, *mtu);
+                let mut link = with_one_queue(new_link(name, *mac, *mtu));
                 link.attributes.push(info(InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(far))));
                 (M::NewLink(link), NEW)
             }
@@ -169,6 +169,13 @@ fn new_link(name: &IfName, mac: Option<MacAddr>, mtu: Option<u32>) -> LinkMessag
     link.attributes.push(LinkAttribute::IfName(name.to_string()));
     link.attributes.extend(mac.map(|m| LinkAttribute::Address(m.bytes().to_vec())));
     link.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    link
+}
+
+/// What a veth uses anyway until somebody asks for more. Unasked the kernel makes one for each processor and then takes all but
+/// one back (`veth_init_queues` in drivers/net/veth.c), which waits for a grace period of RCU at each end.
+fn with_one_queue(mut link: LinkMessage) -> LinkMessage {
+    link.attributes.extend([LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]);
     link
 }
 

@@ -11,6 +11,7 @@ mod exec;
 pub mod fake;
 
 pub mod linux;
+pub mod own_thread;
 pub mod stop;
 
 use std::future::Future;

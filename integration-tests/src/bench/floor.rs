@@ -68,12 +68,15 @@ fn turns(world: &World, plugin: &Plugin, bare: impl Fn(&Netns, u32) -> Result<Du
         }
         let (of_add, of_steps) = (shape(&whole_netns.socket()?.state()?), shape(&floor_netns.socket()?.state()?));
         ensure!(of_add == of_steps, "ADD leaves {of_add:?}, its bare steps {of_steps:?}");
-        plugin.must("DEL", &whole)?;
         used.push((whole, floor));
         if run >= WARM {
             times.0.push(add);
             times.1.push(steps);
         }
+    }
+    // Behind all of them: an address that was just given back rests, and there would be no spare in hand.
+    for (whole, _) in &used {
+        plugin.must("DEL", whole)?;
     }
     drop(used);
     settle();

@@ -57,24 +57,28 @@ pub fn run(socket: &Path, go: &Path, only: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// ADD and DEL times of some plugins that take turns, each run in a fresh namespace made beforehand.
+/// ADD and DEL times of some plugins that take turns, each run in a fresh namespace made beforehand. First all ADDs, as pods
+/// come: an address that was just given back rests, so that ADD after DEL would soon find no spare in hand.
 fn in_turn(runs: usize, sides: &[(&Plugin, &[PodName])]) -> Result<Vec<(Times, Times)>> {
     let mut times = vec![(Times::default(), Times::default()); sides.len()];
     // All that were made are removed only at the end, so that the kernel's work for that falls into no measured time.
     let mut used = Vec::new();
-    for run in 0..WARM + runs {
-        for turn in 0..sides.len() {
-            // Who comes first changes with each round.
-            let side = (run + turn) % sides.len();
-            let (plugin, pods) = sides[side];
-            let sandbox = Sandbox::new(&pods[run % pods.len()])?;
-            let add = plugin.must("ADD", &sandbox)?;
-            let del = plugin.must("DEL", &sandbox)?;
-            used.push(sandbox);
-            if run >= WARM {
-                times[side].0.push(add);
-                times[side].1.push(del);
-            }
+    // Who comes first changes with each round.
+    let turns = (0..WARM + runs).flat_map(|run| (0..sides.len()).map(move |turn| (run, (run + turn) % sides.len())));
+    for (run, side) in turns.clone() {
+        let (plugin, pods) = sides[side];
+        // Each has a pod for itself.
+        let sandbox = Sandbox::new(&pods[(run + side * (WARM + runs)) % pods.len()])?;
+        let add = plugin.must("ADD", &sandbox)?;
+        used.push(sandbox);
+        if run >= WARM {
+            times[side].0.push(add);
+        }
+    }
+    for ((run, side), sandbox) in turns.zip(&used) {
+        let del = sides[side].0.must("DEL", sandbox)?;
+        if run >= WARM {
+            times[side].1.push(del);
         }
     }
     drop(used);

@@ -6,7 +6,8 @@ mod transaction;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use model::observed::{Ovs as Seen, OvsBridge, OvsInterface, OvsPort};
 use model::{Owner, RunBy};
@@ -23,6 +24,9 @@ const OFPORT_WAIT: Duration = Duration::from_secs(10);
 /// A restart of ovsdb-server takes less than a second, and the client tries again at most every five.
 const SYNC_WAIT: Duration = Duration::from_secs(8);
 
+/// How long it is believed whether the kernel has a datapath: for a family that is not there it starts modprobe, each time.
+const DATAPATH_KNOWN: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub(super) struct Ovs {
     endpoint: String,
@@ -31,6 +35,8 @@ pub(super) struct Ovs {
     replica: Replica,
     /// It was there once since we began. An absent socket means "not installed" only until then.
     seen: AtomicBool,
+    /// Whether the kernel has a datapath, and when that was asked.
+    datapath: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Ovs {
@@ -43,7 +49,7 @@ impl Ovs {
         let client = Client::connect(endpoint, Config::default());
         let replica = client.monitor(MonitorRequest::vswitch()).await;
         let replica = replica.map_err(|cause| HostError::Ovs { endpoint: name.clone(), cause })?;
-        Ok(Self { endpoint: name, path, replica, seen: AtomicBool::new(false) })
+        Ok(Self { endpoint: name, path, replica, seen: AtomicBool::new(false), datapath: Mutex::default() })
     }
 
     pub fn replica(&self) -> &Replica {
@@ -68,7 +74,22 @@ impl Ovs {
     }
 
     pub async fn observe(&self) -> Result<Option<Seen>, HostError> {
-        Ok(self.ready_to_look().await?.then(|| self.replica.with(seen)))
+        let ready = self.ready_to_look().await?;
+        Ok(ready.then(|| self.has_datapath()).map(|has| self.replica.with(|db| seen(db, has))))
+    }
+
+    /// ovs-vswitchd lists `system` whatever the kernel has (dpif-netlink is only compiled in or not), and a bridge of a datapath
+    /// that the kernel lacks comes up without ports. The family is the one of linux/openvswitch.h, `OVS_DATAPATH_FAMILY`.
+    fn has_datapath(&self) -> bool {
+        let mut known = self.datapath.lock().unwrap_or_else(PoisonError::into_inner);
+        match *known {
+            Some((at, has)) if at.elapsed() < DATAPATH_KNOWN => has,
+            _ => {
+                let has = netlink::has_family("ovs_datapath").unwrap_or(true);
+                *known = Some((Instant::now(), has));
+                has
+            }
+        }
     }
 
     pub async fn find_marked(&self) -> Result<Vec<Marked>, HostError> {
@@ -164,8 +185,9 @@ pub(crate) fn owner(external_ids: &BTreeMap<String, String>) -> Option<Owner> {
     Some(Owner { attachment, by })
 }
 
-fn seen(db: &Db) -> Seen {
+fn seen(db: &Db, has_datapath: bool) -> Seen {
     let root = db.open_vswitch();
+    let usable = |datapath_type: &str| datapath_type != "system" || has_datapath;
     let mut bridges: Vec<_> = db.bridges().iter().map(|b| bridge(db, b)).collect();
     bridges.sort_by(|a, b| a.name.cmp(&b.name));
     Seen {
@@ -173,12 +195,6 @@ fn seen(db: &Db) -> Seen {
         datapath_types: root.map(|r| r.datapath_types.iter().filter(|t| usable(t)).cloned().collect()).unwrap_or_default(),
         bridges,
     }
-}
-
-/// ovs-vswitchd lists `system` whatever the kernel has (dpif-netlink is only compiled in or not), and a bridge of a datapath
-/// that the kernel lacks comes up without ports. The family is the one of linux/openvswitch.h, `OVS_DATAPATH_FAMILY`.
-fn usable(datapath_type: &str) -> bool {
-    datapath_type != "system" || netlink::has_family("ovs_datapath").unwrap_or(true)
 }
 
 fn bridge(db: &Db, b: &ovsdb::Bridge) -> OvsBridge {
