@@ -81,7 +81,7 @@ mod tests {
         let done = run(async {
             let inner = wait_for(async {
                 let (tx, mut rx) = tokio::sync::mpsc::unbounded_channel();
-                (0..MUCH).for_each(|i| drop(tx.send(i)));
+                (0..MUCH).for_each(|i| tx.send(i).unwrap());
                 let mut sum = 0;
                 for _ in 0..MUCH {
                     sum += rx.recv().await.unwrap();
