@@ -42,7 +42,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// which a kubelet may have put back to zero, are compared by value).
 const RESYNC: Duration = Duration::from_secs(300);
 
-/// Quarantines end by the clock; nobody waits for one by the second.
+/// Quarantines end by the clock, and the watch over a dead machine's leases; nobody waits for one by the second.
 const CLOCK: Duration = Duration::from_secs(10);
 
 /// Leads whenever it is our turn, until the shutdown.
@@ -83,7 +83,7 @@ pub async fn lead(client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
             () = shutdown.wait() => return Ok(()),
             _ = resync.tick() => dirty.merge(Dirty::all()),
             _ = clock.tick() => {
-                dirty.losses |= state.leases.orphans().next().is_some();
+                dirty.losses |= state.waits_for_the_clock();
                 // Who asks for deleted nodes' addresses changes with the time.
                 dirty.domains.extend(state.leases.domains_of_deleted(|node| state.nodes.get(node).is_some()));
             }

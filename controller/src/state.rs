@@ -406,6 +406,11 @@ pub struct State {
 }
 
 impl State {
+    /// Something is to be decided that no change tells of: a quarantine ends, or a fence.
+    pub fn waits_for_the_clock(&self) -> bool {
+        self.leases.orphans().next().is_some() || self.nodes.iter().any(|(_, n)| n.is_out_of_service())
+    }
+
     /// Nothing is decided before every watch has brought its first list: what has not come yet would look deleted.
     pub fn synced(&self) -> bool {
         self.pools.synced()

@@ -246,6 +246,16 @@ async fn a_node_out_of_service_loses_its_leases_and_a_deleted_one_keeps_them() {
     let kept = until(&leases, "default.v4-10-6-1-3", "emptied", |l| l.spec.holder.is_none().then(|| l.clone())).await;
     assert!(kept.spec.node.is_empty() && kept.spec.agent_id.is_empty() && kept.spec.identity.is_some(), "{kept:?}");
     assert!(kept.metadata.labels.is_none_or(|l| !l.contains_key("mooring.dev/node")));
+    // A create of the dead machine that was under way.
+    w.create(w.all::<AddressLease>(), lease("10.6.1.5", true, false)).await;
+    gone(&leases, "10.6.1.5").await;
+    let noted = until(&nodes, "n1", "a note", |n| n.metadata.annotations.as_ref()?.get("mooring.dev/fenced").cloned()).await;
+    let mut note: Value = serde_json::from_str(&noted).unwrap();
+    assert_eq!((&note["agents"], &note["done"]), (&json!(["a"]), &json!(false)), "{note}");
+    // As if a minute and a half had passed.
+    note["since"] = json!("2026-01-01T00:00:00Z");
+    let text = json!({ "metadata": { "annotations": { "mooring.dev/fenced": note.to_string() } } });
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&text)).await.unwrap();
     until(&nodes, "n1", "done", |n| {
         n.metadata.annotations.as_ref()?.get("mooring.dev/fenced").filter(|f| f.contains("\"done\":true")).map(drop)
     })

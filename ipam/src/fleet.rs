@@ -12,6 +12,9 @@ use crate::window::{LeaseState, spares_per_node};
 /// How long nobody is given an address that somebody else was seen to use, in seconds. The next who takes it probes again, so
 /// this only bounds how often an offender that stays costs an ADD one more address.
 pub const QUARANTINE_SECS: i64 = 600;
+/// How long after the declaration leases of a dead machine are looked for, in seconds. Its last creates may still be under way
+/// then: an API server ends each after 60 s; the rest is for a watch that lags.
+pub const FENCE_SECS: i64 = 90;
 /// Addresses that one map asks back, as the schema has it. One is asked back for an ADD that waits 5 s, so that more are not
 /// asked for together; the rest comes in the next map.
 pub const MAX_RECALL: usize = 256;
@@ -90,7 +93,9 @@ pub fn loss(lease: &Lease<'_>) -> Loss {
 pub struct Fence {
     /// The agents that were there at that moment. One that comes later under the same node name is not dead.
     pub agents: BTreeSet<String>,
-    /// Everything that these agents had is taken away. What one of them takes from now on, it takes alive: the declaration
+    /// When it was noted, in Unix seconds.
+    pub since: i64,
+    /// Everything that these agents had is taken away, and nothing of theirs comes any more. What one of them takes from now on, it takes alive: the declaration
     /// was about the machine before it was started anew.
     pub done: bool,
 }
@@ -98,7 +103,7 @@ pub struct Fence {
 /// The next step of fencing one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fencing {
-    /// Nothing to do.
+    /// Nothing to do, or not yet.
     Settled,
     /// Write this down before anything is taken away.
     Record(Fence),
@@ -109,24 +114,32 @@ pub enum Fencing {
 }
 
 /// What comes next. `declared`: the node is declared dead now. `record`: what was written down. `leases`: those that name the
-/// node. `known`: the node's agent where it is known without a lease.
+/// node. `known`: the node's agent where it is known without a lease. `now` in Unix seconds; to be asked again until the record
+/// is done.
 pub fn fence<'a>(
     declared: bool,
     record: Option<&Fence>,
     leases: impl IntoIterator<Item = Lease<'a>>,
     known: Option<&str>,
+    now: i64,
 ) -> Fencing {
     match (declared, record) {
         (false, None) => Fencing::Settled,
         (false, Some(_)) => Fencing::Forget,
         (true, None) => {
             let agents = leases.into_iter().map(|l| l.agent_id).chain(known).filter(|a| !a.is_empty());
-            Fencing::Record(Fence { agents: agents.map(str::to_owned).collect(), done: false })
+            Fencing::Record(Fence { agents: agents.map(str::to_owned).collect(), since: now, done: false })
         }
         (true, Some(f)) if f.done => Fencing::Settled,
         (true, Some(f)) => {
             let lost: Vec<_> = leases.into_iter().filter(|l| f.agents.contains(l.agent_id)).map(|l| (l.ip, loss(&l))).collect();
-            if lost.is_empty() { Fencing::Record(Fence { done: true, ..f.clone() }) } else { Fencing::Release(lost) }
+            // A time in the future is a clock that was wrong, and is waited for no longer than any other.
+            let over = (now - f.since).abs() >= FENCE_SECS;
+            match (lost.is_empty(), over) {
+                (false, _) => Fencing::Release(lost),
+                (true, true) => Fencing::Record(Fence { done: true, ..f.clone() }),
+                (true, false) => Fencing::Settled,
+            }
         }
     }
 }
@@ -206,23 +219,34 @@ mod tests {
     fn a_fenced_node_loses_what_its_agents_had_at_that_moment() {
         let fixed = Lease { fixed: true, ..lease(2, "n1", true) };
         let mut leases = vec![lease(1, "n1", true), fixed, lease(3, "n1", false)];
-        let Fencing::Record(record) = fence(true, None, leases.clone(), Some("b")) else { panic!() };
-        assert_eq!(record, Fence { agents: BTreeSet::from(["a".to_owned(), "b".to_owned()]), done: false });
+        let (t0, later) = (1000, 1000 + FENCE_SECS);
+        let Fencing::Record(record) = fence(true, None, leases.clone(), Some("b"), t0) else { panic!() };
+        assert_eq!(record, Fence { agents: BTreeSet::from(["a".to_owned(), "b".to_owned()]), since: t0, done: false });
         // A node that was set up anew under the old name, before the old one's leases are gone.
         leases.push(Lease { agent_id: "new", ..lease(4, "n1", true) });
         let ip = |n| IpAddr::from([10, 0, 0, n]);
         assert_eq!(
-            fence(true, Some(&record), leases.clone(), Some("new")),
+            fence(true, Some(&record), leases.clone(), Some("new"), t0),
             Fencing::Release(vec![(ip(1), Loss::Delete), (ip(2), Loss::Empty), (ip(3), Loss::Delete)])
         );
         leases.retain(|l| l.agent_id == "new");
+        // A create of the dead machine may still be under way, and comes in.
+        assert_eq!(fence(true, Some(&record), leases.clone(), None, later - 1), Fencing::Settled);
+        let late = leases.iter().copied().chain([lease(6, "n1", true)]);
+        assert_eq!(fence(true, Some(&record), late, None, later), Fencing::Release(vec![(ip(6), Loss::Delete)]));
         let done = Fence { done: true, ..record.clone() };
-        assert_eq!(fence(true, Some(&record), leases.clone(), None), Fencing::Record(done.clone()));
+        assert_eq!(fence(true, Some(&record), leases.clone(), None, later), Fencing::Record(done.clone()));
+        let wrong = Fence { since: 10 * later, ..record.clone() };
+        assert_eq!(
+            fence(true, Some(&wrong), leases.clone(), None, later),
+            Fencing::Record(Fence { done: true, ..wrong.clone() }),
+            "a clock that was wrong"
+        );
         // The machine runs again with its old disk, and the taint is still there.
         leases.push(lease(5, "n1", true));
-        assert_eq!(fence(true, Some(&done), leases.clone(), None), Fencing::Settled);
-        assert_eq!(fence(false, Some(&done), leases.clone(), None), Fencing::Forget);
-        assert_eq!(fence(false, None, leases, None), Fencing::Settled);
+        assert_eq!(fence(true, Some(&done), leases.clone(), None, later), Fencing::Settled);
+        assert_eq!(fence(false, Some(&done), leases.clone(), None, later), Fencing::Forget);
+        assert_eq!(fence(false, None, leases, None, later), Fencing::Settled);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use api::keys;
 use ipam::fleet::{self, Fence, Fencing, Loss};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ use crate::write::{Kind, Op, Write, guard};
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     agents: BTreeSet<String>,
+    since: Timestamp,
     done: bool,
 }
 
@@ -45,19 +47,20 @@ pub fn decide(state: &State, now: &Stamp) -> Vec<Write> {
 fn fence(state: &State, name: &str, node: &SlimNode, now: &Stamp) -> Vec<Write> {
     let record = match node.annotations().get(keys::FENCED).map(|text| serde_json::from_str::<Record>(text)) {
         None => None,
-        Some(Ok(r)) => Some(Fence { agents: r.agents, done: r.done }),
+        Some(Ok(r)) => Some(Fence { agents: r.agents, since: r.since.as_second(), done: r.done }),
         Some(Err(error)) => {
             // Who is meant cannot be told, and taking from the wrong one gives an address twice.
             tracing::warn!(node = name, %error, "annotation {} cannot be read; the node loses nothing", keys::FENCED);
-            Some(Fence { agents: BTreeSet::new(), done: true })
+            Some(Fence { agents: BTreeSet::new(), since: 0, done: true })
         }
     };
     let known = state.node_networks.get(name).and_then(|n| n.status.as_ref()?.agent_id.as_deref());
     let leases = state.leases.of_node(name).map(LeaseView::fleet);
-    match fleet::fence(node.is_out_of_service(), record.as_ref(), leases, known) {
+    match fleet::fence(node.is_out_of_service(), record.as_ref(), leases, known, now.0.as_second()) {
         Fencing::Settled => Vec::new(),
         Fencing::Record(f) => {
-            let text = json!(Record { agents: f.agents, done: f.done }).to_string();
+            let since = Timestamp::from_second(f.since).unwrap_or(now.0);
+            let text = json!(Record { agents: f.agents, since, done: f.done }).to_string();
             vec![annotate(name, node, &json!(text))]
         }
         Fencing::Forget => vec![annotate(name, node, &Value::Null)],
@@ -124,6 +127,10 @@ mod tests {
     }
 
     fn decided(node: Option<SlimNode>, leases: Vec<AddressLease>) -> Vec<Write> {
+        decided_at("2026-01-01T00:00:00Z", node, leases)
+    }
+
+    fn decided_at(now: &str, node: Option<SlimNode>, leases: Vec<AddressLease>) -> Vec<Write> {
         let mut s = State::default();
         let mut d = Dirty::default();
         if let Some(n) = node {
@@ -132,7 +139,7 @@ mod tests {
         for l in leases {
             s.apply(Change::Lease(Event::Apply(l)), &mut d);
         }
-        decide(&s, &Stamp("2026-01-01T00:00:00Z".parse().unwrap()))
+        decide(&s, &Stamp(now.parse().unwrap()))
     }
 
     #[test]
@@ -140,7 +147,7 @@ mod tests {
         let leases = || vec![lease("10.0.0.1", "a", false), lease("10.0.0.2", "a", true), lease("10.0.0.3", "new", false)];
         assert_eq!(decided(Some(node(false, None)), leases()), vec![]);
         let noted = decided(Some(node(true, None)), leases()[..2].to_vec());
-        let text = r#"{"agents":["a"],"done":false}"#;
+        let text = r#"{"agents":["a"],"done":false,"since":"2026-01-01T00:00:00Z"}"#;
         assert_eq!(noted.len(), 1);
         assert_eq!(
             noted[0].op,
@@ -152,7 +159,10 @@ mod tests {
         let Op::Patch(v) = &lost[1].op else { panic!("{lost:?}") };
         assert_eq!((&v["metadata"]["resourceVersion"], &v["spec"]["holder"]), (&json!("rv-10.0.0.2"), &Value::Null));
         assert!(v["spec"].get("identity").is_none(), "it stays its identity's");
-        let done = decided(Some(node(true, Some(text))), leases()[2..].to_vec());
+        // Its last create may still come in.
+        let early = decided_at("2026-01-01T00:01:29Z", Some(node(true, Some(text))), leases()[2..].to_vec());
+        assert_eq!(early, vec![]);
+        let done = decided_at("2026-01-01T00:01:30Z", Some(node(true, Some(text))), leases()[2..].to_vec());
         assert!(format!("{:?}", done[0].op).contains(r#"\"done\":true"#), "{done:?}");
         let forgotten = decided(Some(node(false, Some(text))), leases());
         assert_eq!(

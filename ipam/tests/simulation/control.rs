@@ -144,7 +144,9 @@ impl World {
     fn fence(&mut self, n: usize) -> bool {
         let node = &self.nodes[n];
         let leases = || self.view().values().filter(|l| l.node == node.name);
-        match fleet::fence(node.declared_dead, node.fence.as_ref(), leases().map(|l| self.of_fleet(l)), Some(&node.agent_id)) {
+        let of_node = leases().map(|l| self.of_fleet(l));
+        let wall = self.wall(self.controller.wall);
+        match fleet::fence(node.declared_dead, node.fence.as_ref(), of_node, Some(&node.agent_id), wall) {
             Fencing::Settled => {}
             Fencing::Record(f) => {
                 if self.controller_dies() {
