@@ -2,6 +2,7 @@
 //! literal, and a test compares them.
 
 pub mod bridge;
+pub mod labels;
 pub mod lease;
 pub mod node_network;
 pub mod pool_map;
@@ -10,6 +11,7 @@ pub use bridge::{
     BondLink, BondMode, Bridge, BridgeConfig, BridgeResource, BridgeSpec, BridgeStatus, DatapathType, DeletionPolicy, FailMode,
     FailedNode, Lacp, Uplink,
 };
+pub use labels::{identity_label, label_value};
 pub use lease::{
     AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, LeaseNameError, Quarantine, QuarantineReason, Wanted,
     chunk_label, chunk_of_label, lease_name, parse_lease_name,

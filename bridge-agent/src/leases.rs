@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use api::keys;
 use api::mooring::lease::Sighting;
-use api::mooring::{AddressLease, AddressLeaseSpec, Holder, Identity, PoolMap, chunk_label};
+use api::mooring::{AddressLease, AddressLeaseSpec, Holder, Identity, PoolMap, chunk_label, identity_label, label_value};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use ipam::machine::{
@@ -35,7 +35,7 @@ use crate::events::{Events, Reason};
 use crate::journal::{Entry, State, Work};
 use convert::{object_of, value_of};
 
-pub use convert::{identity_label, identity_object, identity_value, label_value, name_of, name_text};
+pub use convert::{identity_object, identity_value, name_of, name_text};
 
 /// One request to the API server. Four of these fit into the minute that a CNI call has.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);

@@ -66,12 +66,16 @@ impl World {
     }
 
     async fn lease(&self, ip: &str, pool: &str, pod: &str) {
+        self.lease_on("n1", ip, pool, pod).await;
+    }
+
+    async fn lease_on(&self, node: &str, ip: &str, pool: &str, pod: &str) {
         let name = api::mooring::lease_name("default", ip.parse().unwrap());
         let v = json!({
             "apiVersion": "mooring.dev/v1alpha1", "kind": "AddressLease",
-            "metadata": { "name": name, "labels": { "mooring.dev/node": "n1", "mooring.dev/pool": pool } },
+            "metadata": { "name": name, "labels": { "mooring.dev/node": api::mooring::label_value(node), "mooring.dev/pool": pool } },
             "spec": {
-                "pool": pool, "address": ip, "node": "n1", "agentID": "a",
+                "pool": pool, "address": ip, "node": node, "agentID": "a",
                 "holder": { "podNamespace": "default", "podName": pod, "podUID": "u", "interface": "eth0", "containerID": "c" },
             },
         });
@@ -138,6 +142,30 @@ async fn explain_names_every_pool_with_its_reason() {
     }
     let (ok, text) = w.mooring(&["explain", "pod", "nope"]).await;
     assert!(!ok && text.contains("there is no pod default/nope"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_finds_what_a_pod_holds_on_a_node_whose_name_is_longer_than_a_label() {
+    let w = World::start("long").await;
+    let node = format!("{}.example.org", "n".repeat(63));
+    w.pool("p", json!({ "subnet": "10.6.0.0/16", "ips": ["10.6.1.1-10.6.1.10"] })).await;
+    let config = json!({ "cniVersion": "0.3.1", "name": "o", "plugins": [{ "type": "cni-ovs", "bridge": "br1", "ipam": { "type": "spiderpool" } }] });
+    let nad = json!({
+        "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+        "metadata": { "name": "o", "namespace": "kube-system" }, "spec": { "config": config.to_string() },
+    });
+    w.create::<api::NetworkAttachmentDefinition>(Some("kube-system"), nad).await;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "web", "namespace": "default", "annotations": {
+            "v1.multus-cni.io/default-network": "kube-system/o", "ipam.spidernet.io/ippool": "{\"ipv4\":[\"p\"]}",
+        } },
+        "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] },
+    });
+    w.create::<k8s_openapi::api::core::v1::Pod>(Some("default"), pod).await;
+    w.lease_on(&node, "10.6.1.3", "p", "web").await;
+    let (ok, text) = w.mooring(&["explain", "pod", "default/web"]).await;
+    assert!(ok && text.contains("  holds 10.6.1.3 of pool p on eth0"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use api::keys;
 use api::mooring::lease::{Quarantine, QuarantineReason};
 use api::mooring::{
-    AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, Wanted, chunk_label, lease_name, parse_lease_name,
+    AddressLease, AddressLeaseSpec, Holder, Identity, IdentityKind, Wanted, chunk_label, identity_label, label_value, lease_name,
+    parse_lease_name,
 };
 use ipam::{Lease, Name};
 use k8s_openapi::jiff::Timestamp;
@@ -135,31 +136,6 @@ pub fn identity_object(i: &ipam::Identity) -> Identity {
 /// Addresses of a domain by their leases' names.
 pub fn addresses<'a>(domain: &'a str, all: &'a [AddressLease]) -> impl Iterator<Item = IpAddr> + 'a {
     all.iter().filter_map(|l| name_of(&l.name_any())).filter(move |n| *n.domain == *domain).map(|n| n.ip)
-}
-
-/// A name as a label's value: itself, or where it is longer than the 63 bytes that a value may have, its beginning and a
-/// digest.
-pub fn label_value(name: &str) -> String {
-    if name.len() <= 63 {
-        return name.to_owned();
-    }
-    // Names are ASCII (RFC 1123); `get` covers the case that one is not.
-    format!("{}-{:016x}", name.get(..46).unwrap_or_default(), fnv1a([name]))
-}
-
-/// One value for all interfaces of a pod or VM, so that one list finds them.
-pub fn identity_label(i: &Identity) -> String {
-    format!("{:016x}", fnv1a([&format!("{:?}", i.kind), i.namespace.as_str(), i.name.as_str()]))
-}
-
-fn fnv1a<'a>(parts: impl IntoIterator<Item = &'a str>) -> u64 {
-    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
-    for p in parts {
-        for b in p.bytes().chain([0]) {
-            h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    h
 }
 
 #[cfg(test)]

@@ -357,7 +357,7 @@ async fn an_address_that_another_node_still_has_is_waited_for_and_then_refused_b
     let identity = json!({"kind":"StatefulSet","namespace":"default","name":"web-0","interface":"eth0"});
     let held = json!({"identity":identity,"holder":{"podNamespace":"default","podName":"web-0","podUID":"old","interface":"eth0","containerID":"far"}});
     w.foreign_lease("p", "10.6.1.15", held).await;
-    let label = json!({"metadata":{"labels":{"mooring.dev/identity": bridge_agent::leases::identity_label(&serde_json::from_value(identity).unwrap())}}});
+    let label = json!({"metadata":{"labels":{"mooring.dev/identity": api::mooring::identity_label(&serde_json::from_value(identity).unwrap())}}});
     let api: Api<AddressLease> = Api::all(w.client.clone());
     api.patch("default.v4-10-6-1-15", &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
     let a = w.pod_of("web-0", v4("p"), stateful_set(&w).await).await;

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, bail};
 use api::convert::{self, Checked};
-use api::mooring::AddressLease;
+use api::mooring::{AddressLease, label_value};
 use api::{NetworkAttachmentDefinition, SpiderIPPool, SpiderReservedIP, annotations, keys};
 use cni_meta::{DEFAULT_NETWORK_NAMESPACE, Nad, Selection, interface_names};
 use ipam::{Ask, FamilyNames, NicOfPod};
@@ -155,8 +155,8 @@ fn conf_pools(nad: &Nad) -> anyhow::Result<Option<FamilyNames>> {
 
 async fn held(client: &Client, node: &str, namespace: &str, name: &str) -> anyhow::Result<String> {
     let mut out = String::new();
-    // By the label of its node; a pod without a node has nothing.
-    let list = ListParams::default().labels(&format!("{}={node}", keys::LEASE_NODE));
+    // By the label of its node; a pod without a node has nothing. Another node's of the same label are another pod's.
+    let list = ListParams::default().labels(&format!("{}={}", keys::LEASE_NODE, label_value(node)));
     let leases = if node.is_empty() { Vec::new() } else { Api::<AddressLease>::all(client.clone()).list(&list).await?.items };
     let mine: Vec<_> = leases
         .iter()
