@@ -38,6 +38,9 @@ pub struct Args {
     /// Directory that does not.
     #[arg(long, value_name = "DIR", default_value = "/run/mooring")]
     pub run_dir: PathBuf,
+    /// Where the runtime binds the network namespaces of sandboxes: looked at for what the journal has lost.
+    #[arg(long, value_name = "DIR", default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
     /// Where the node's CNI configurations are.
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,

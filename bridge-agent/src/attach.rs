@@ -53,6 +53,8 @@ pub struct Me {
     pub primary: Option<String>,
     /// Where plugins leave their DELs while no agent runs.
     pub spool: PathBuf,
+    /// Where runtimes bind the network namespaces of sandboxes.
+    pub netns_dir: PathBuf,
     /// The database of Open vSwitch that the host is connected to, as the flag names it.
     pub ovsdb: Option<String>,
 }
@@ -241,6 +243,11 @@ impl<H: Host + 'static> Agent<H> {
                 self.coordinator_del(&entry.key.container_id, &name).await
             }
             Work::Main(c) => {
+                if entry.is_found() {
+                    // Whether there was a coordinator nobody knows; without one this finds nothing.
+                    let name = IfName::new(entry.key.ifname.clone()).map_err(|e| Error::new(Error::INTERNAL, e.to_string()))?;
+                    self.coordinator_del(&entry.key.container_id, &name).await?;
+                }
                 let request = del_request(entry, &c.conf, &c.args, &c.path)?;
                 let netns = living_netns(entry);
                 let known = Known::default();
@@ -277,6 +284,11 @@ impl<H: Host + 'static> Agent<H> {
     /// Writes the SpiderEndpoints of pods that an earlier life may have left without: it ended between a reply and what it writes
     /// behind. Those that are as they should be cost a read each.
     pub async fn publish_again(&self, shutdown: Shutdown) {
+        // Half of a pod's addresses would make half an endpoint of a whole one.
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = self.leases.listed() => {}
+        }
         let added = |e: &Entry| e.key.role == Role::Addresses && e.state == State::Added;
         let pods = self.journal.all().into_iter().filter(added).filter_map(|e| Some((e.key.container_id, e.pod?)));
         let mut left: HashMap<String, PodRef> = pods.collect();

@@ -74,12 +74,19 @@ pub struct Entry {
     pub pod: Option<PodRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<NetnsRef>,
-    /// CNI `name`.
+    /// CNI `name`; empty in an entry that was lost and found again, which nobody can tell.
     pub network: String,
     /// Program of the runtime whose call it was; empty where that could not be told.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub runtime: String,
     pub work: Work,
+}
+
+impl Entry {
+    /// Lost, and made again of what was found on the host (`leases::lost`): which call made it is not known.
+    pub fn is_found(&self) -> bool {
+        self.network.is_empty()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

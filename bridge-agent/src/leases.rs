@@ -5,6 +5,7 @@
 //! each lease that an ADD waits for; each may be cancelled at any point, for what is not known is asked for again.
 
 mod convert;
+mod lost;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -26,13 +27,14 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt};
 use model::PodRef;
 use runtime::Shutdown;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::attach::pools::window;
 use crate::caches::Caches;
 use crate::events::{Events, Reason};
-use crate::journal::{Entry, State, Work};
+use crate::journal::{Entry, Journal, Key, Role, State, Work};
+use crate::sandboxes::Looker;
 use convert::{object_of, value_of};
 
 pub use convert::{identity_object, identity_value, name_of, name_text};
@@ -63,11 +65,15 @@ struct Inner {
     api: Api<AddressLease>,
     caches: Caches,
     events: Arc<Events>,
+    journal: Arc<Journal>,
+    sandboxes: Looker,
     node: String,
     began: tokio::time::Instant,
     state: Mutex<Driven>,
     /// The machine may want to be woken earlier than before.
     wake: Notify,
+    /// The first list of our leases came, and the journal has again what it had lost.
+    listed: watch::Sender<bool>,
 }
 
 struct Driven {
@@ -86,20 +92,31 @@ impl std::fmt::Debug for Leases {
 }
 
 impl Leases {
-    /// `journal`: what it says that this node's sandboxes have.
-    pub fn new(client: Client, caches: Caches, events: Arc<Events>, node: &str, agent_id: &str, journal: &[Entry]) -> Self {
+    /// `journal`: what this node's sandboxes have, but for what it has lost, which `sandboxes` shows.
+    pub fn new(
+        client: Client,
+        caches: Caches,
+        events: Arc<Events>,
+        node: &str,
+        agent_id: &str,
+        journal: Arc<Journal>,
+        sandboxes: Looker,
+    ) -> Self {
         let me = Owner { node: node.into(), agent_id: agent_id.into() };
-        let machine = Machine::new(me, held(journal), random(), Time::ZERO);
+        let machine = Machine::new(me, held(&journal.all()), random(), Time::ZERO);
         let state =
             Driven { machine, asks: HashMap::new(), releases: HashMap::new(), watches: HashMap::new(), followed: HashSet::new() };
         Self(Arc::new(Inner {
             api: Api::all(client),
             caches,
             events,
+            journal,
+            sandboxes,
             node: node.to_owned(),
             began: tokio::time::Instant::now(),
             state: Mutex::new(state),
             wake: Notify::new(),
+            listed: watch::Sender::new(false),
         }))
     }
 
@@ -255,6 +272,12 @@ impl Leases {
         answer.unwrap_or_else(|_| Err(TakeError::Api { permanent: false, error: "the agent ends".to_owned() }))
     }
 
+    /// Returns when the journal says of every lease of ours who has it.
+    pub async fn listed(&self) {
+        // Its sender is ours.
+        let _ = self.0.listed.subscribe().wait_for(|l| *l).await;
+    }
+
     /// Whether an address of the pool is on this node that nobody has.
     pub fn has_idle(&self, pool: &str) -> bool {
         self.lock().machine.has_idle(pool)
@@ -328,6 +351,10 @@ impl Leases {
             Reply::Failed { doubtful, permanent, error }
         };
         let reply = match tokio::time::timeout(REQUEST_WAIT, self.request(request)).await {
+            Ok(Ok(Reply::Leases(list))) => match self.look_for_lost(id, list).await {
+                Ok(()) => return,
+                Err(error) => failed(false, false, error),
+            },
             Ok(Ok(reply)) => reply,
             Ok(Err(kube::Error::Api(s))) if s.code == 409 => Reply::Conflict,
             // Without a name it is the kind that is not there.
@@ -347,6 +374,69 @@ impl Leases {
         self.drive(|s, now| s.machine.reply(now, id, reply));
     }
 
+    /// Brings the machine the leases of this node. Those that it does not know are looked for in the sandboxes first, and what is
+    /// found is noted: where that fails, nothing is given back that may be in use.
+    async fn look_for_lost(&self, id: RequestId, list: Vec<ipam::Lease>) -> Result<(), String> {
+        let unknown: Vec<ipam::Lease> = {
+            let state = self.lock();
+            list.iter().filter(|l| !state.machine.knows(&l.name)).cloned().collect()
+        };
+        let look = || async {
+            (self.0.sandboxes)().await.map_err(|e| format!("leases without a record: {}", crate::cni_server::with_causes(&e)))
+        };
+        let mut found = lost::Found::default();
+        if !unknown.is_empty() {
+            // For their gateways; without an answer it goes on without.
+            if let Err(error) = self.0.caches.ready_for_addresses().await {
+                tracing::warn!(%error, "looking for lost addresses without their pools");
+            }
+            let pools = self.0.caches.checked_pools();
+            found = lost::find(&unknown, &look().await?, &pools.pools, |key| self.0.journal.get(key));
+        }
+        for e in found.entries {
+            tracing::warn!(container = e.key.container_id, ifname = e.key.ifname, role = ?e.key.role, "the journal has lost what lives in a sandbox, noting it again");
+            self.0.journal.put(e).map_err(|e| crate::cni_server::with_causes(&e))?;
+        }
+        for (name, _) in &found.used {
+            tracing::warn!(
+                lease = name_text(name),
+                "a sandbox uses the address, and no record says which: nobody gets it meanwhile"
+            );
+        }
+        let held = found.held.clone();
+        self.drive(|s, now| {
+            self.0.listed.send_replace(true);
+            s.machine.living(now, found.held, found.used);
+            s.machine.reply(now, id, Reply::Leases(list));
+        });
+        if !held.is_empty() {
+            // A DEL between the look and the record found nothing to give back.
+            match look().await {
+                Ok(nics) => {
+                    for h in held.iter().filter(|h| !lost::still_lives(h, &nics)) {
+                        self.let_go(h).await;
+                    }
+                }
+                Err(error) => tracing::warn!(error, "failed to look at the sandboxes again, DEL or the next start will tell"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a sandbox that went while its address was noted again.
+    async fn let_go(&self, h: &Held) {
+        let key = Key::new(&h.holder.container, &h.holder.nic, Role::Addresses);
+        if let Some(e) = self.0.journal.get(&key)
+            && let Err(error) = self.0.journal.put(Entry { state: State::Deleting, ..e })
+        {
+            tracing::warn!(%error, "failed to note what is given back");
+        }
+        self.release(&name_text(&h.name), &h.holder.container, h.identity.is_some()).await;
+        if let Err(error) = self.0.journal.remove(&key) {
+            tracing::warn!(%error, "failed to strike released addresses from the journal, the next start will");
+        }
+    }
+
     async fn request(&self, request: Request) -> Result<Reply, kube::Error> {
         let api = &self.0.api;
         let there = |l: &AddressLease| value_of(l).map_or(Reply::Absent, Reply::Done);
@@ -364,7 +454,10 @@ impl Leases {
                 Reply::Deleted
             }
             Request::ListNode => {
-                let all = api.list(&by_label(keys::LEASE_NODE, &label_value(&self.0.node))).await?;
+                let by_node = by_label(keys::LEASE_NODE, &label_value(&self.0.node));
+                // The first one as it is now: ADDs count on it that nothing of ours is missing.
+                let params = if *self.0.listed.borrow() { by_node } else { ListParams { version_match: None, ..by_node } };
+                let all = api.list(&params).await?;
                 // Two long names may share a label's value.
                 Reply::Leases(all.items.iter().filter_map(value_of).filter(|l| *l.node == *self.0.node).collect())
             }

@@ -13,6 +13,7 @@ pub mod journal;
 pub mod leases;
 pub mod node;
 pub mod run;
+pub mod sandboxes;
 pub mod spool;
 pub mod status;
 #[cfg(feature = "stop-at-step")]

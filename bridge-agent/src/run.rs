@@ -19,6 +19,7 @@ use crate::events::Events;
 use crate::journal::Journal;
 use crate::leases::Leases;
 use crate::node::NodeLoop;
+use crate::sandboxes::looker;
 
 /// Name of the journal in the run directory.
 pub const JOURNAL: &str = "journal";
@@ -36,6 +37,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     pub cni_conf_dir: PathBuf,
+    pub netns_dir: PathBuf,
     pub primary: Option<String>,
     /// As the flag has it; none: this node has no Open vSwitch.
     pub ovsdb: Option<String>,
@@ -61,6 +63,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         state_dir: args.state_dir,
         run_dir: args.run_dir,
         cni_conf_dir: args.cni_conf_dir,
+        netns_dir: args.netns_dir,
         primary: args.primary,
         ovsdb,
     };
@@ -77,7 +80,15 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
     let caches = Caches::start(&client, &config.node, &shutdown);
     let endpoints = Arc::new(Endpoints::new(client.clone()));
     let events = Arc::new(Events::start(client.clone(), &config.node, shutdown.clone()));
-    let leases = Leases::new(client.clone(), caches.clone(), events.clone(), &config.node, &agent_id, &journal.all());
+    let leases = Leases::new(
+        client.clone(),
+        caches.clone(),
+        events.clone(),
+        &config.node,
+        &agent_id,
+        journal.clone(),
+        looker(host.clone(), config.netns_dir.clone()),
+    );
     let me = Me {
         node: config.node.clone(),
         agent_id: agent_id.clone(),
@@ -85,6 +96,7 @@ pub async fn run_on<H: Host + 'static>(host: Arc<H>, client: Client, config: Con
         cni_conf_dir: config.cni_conf_dir,
         primary: config.primary,
         spool: config.state_dir.join(SPOOL),
+        netns_dir: config.netns_dir,
         ovsdb: config.ovsdb,
     };
     let agent = Arc::new(Agent::new(

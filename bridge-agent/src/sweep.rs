@@ -13,6 +13,7 @@ use plumbing::{Host, Marked, What};
 use crate::attach::{Agent, living_netns};
 use crate::cni_server::NoRunner;
 use crate::journal::{Entry, Role, State};
+use crate::sandboxes;
 
 /// What the sweep did, for the log and for tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Swept {
     pub entries: usize,
     /// Of those, the ones that stay for the runtime's DEL.
     pub left: usize,
-    /// Marked links and ports that no entry stands for.
+    /// Marked links and ports that no entry stands for, and no sandbox has.
     pub marks: usize,
 }
 
@@ -64,8 +65,14 @@ impl<H: Host + 'static> Agent<H> {
         let known: HashSet<AttachmentId> =
             self.journal.all().iter().map(|e| AttachmentId::of(&e.key.container_id, &e.key.ifname)).collect();
         let marked = self.host.find_marked(None).await.map_err(|e| crate::attach::nic::host_error(&e))?;
-        let strays: Vec<Marked> =
+        let mut strays: Vec<Marked> =
             marked.into_iter().filter(|m| m.owner.by == RunBy::Agent && !known.contains(&m.owner.attachment)).collect();
+        if !strays.is_empty() {
+            // Not what the journal has merely lost: its sandbox lives, and DEL finds it by the mark. Its lease stays as well.
+            let living = sandboxes::living(&*self.host, &self.me.netns_dir).await;
+            let living = living.map_err(|e| crate::attach::nic::host_error(&e))?;
+            strays.retain(|m| !living.contains(&m.owner.attachment));
+        }
         for m in &strays {
             tracing::info!(attachment = %m.owner.attachment, what = ?m.what, "nothing stands for this mark, taking it away");
         }

@@ -254,6 +254,63 @@ fn a_journal_that_is_torn_costs_no_pod_its_network() {
 }
 
 #[test]
+fn a_journal_that_lost_entries_costs_no_pod_its_network() {
+    in_world(|w| {
+        let path = w.lab.nodes[0].path("/run/mooring/journal");
+        let up: Vec<String> = (0..4).map(|i| format!("lost-{i}")).collect();
+        for name in &up {
+            w.pod(name, "n1")?;
+        }
+        for name in &up {
+            w.running(name)?;
+        }
+        // Which of so many lines are left.
+        type Keep = fn(usize, usize) -> bool;
+        let rounds: &[(&str, Keep)] = &[
+            ("emptied", |_, _| false),
+            ("its first half", |line, all| line < all / 2),
+            ("every second entry", |line, _| line % 2 == 0),
+            ("emptied again", |_, _| false),
+        ];
+        for (round, (what, keep)) in rounds.iter().enumerate() {
+            // A start writes the file anew: one record for each entry, in its last state.
+            w.crash_agent(0)?;
+            let before = w.reach(&w.up()?).and_then(|()| addresses(w))?;
+            w.product.take_agent(&w.lab.nodes[0])?.kill()?;
+            let text = std::fs::read_to_string(&path)?;
+            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            let all = lines.len();
+            // Addresses of two NICs at least.
+            ensure!(all >= w.up()?.iter().filter(|u| u.node == 0).count() * 2, "only {all} entries");
+            let left: String = lines.iter().enumerate().filter(|(i, _)| keep(*i, all)).map(|(_, l)| *l).collect();
+            std::fs::write(&path, left)?;
+            w.product.start_agent(&w.lab, &w.lab.nodes[0])?;
+            let at = || format!("round {round}: of {all} entries {what}");
+            // New pods get none of the addresses that live.
+            let name = format!("lost-new-{round}");
+            w.pod(&name, "n1")?;
+            let began = Instant::now();
+            w.running(&name).and_then(|_| w.settled()).with_context(at)?;
+            println!("round {round}: of {all} entries {what}; a new pod runs after {:.1} s", began.elapsed().as_secs_f32());
+            let after = addresses(w)?;
+            ensure!(before.iter().all(|a| after.contains(a)), "{}: {before:?} became {after:?}", at());
+            // DEL of what was lost leaves nothing, and what it had is given again: the oracle knows.
+            w.cluster.delete(PODS, &up[round])?;
+            w.gone(&up[round]).and_then(|()| w.settled()).with_context(at)?;
+        }
+        Ok(())
+    });
+}
+
+/// Name, NIC and address of all pods that run.
+fn addresses(w: &Rounds) -> Result<Vec<String>> {
+    let mut all: Vec<String> =
+        w.up()?.iter().flat_map(|u| u.addresses.iter().map(|(nic, ip)| format!("{} {nic} {ip}", u.name))).collect();
+    all.sort();
+    Ok(all)
+}
+
+#[test]
 fn full_disks_fail_what_cannot_be_noted_and_leave_nothing() {
     in_world(|w| {
         let sh = |w: &Rounds, script: &str| w.lab.nodes[0].space.run("sh", &["-ec", script]);

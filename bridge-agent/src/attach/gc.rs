@@ -11,7 +11,7 @@ use plumbing::Host;
 use serde_json::Value;
 
 use super::foreign::Foreign;
-use super::{Agent, Kind};
+use super::{Agent, Kind, living_netns};
 use crate::cni_server::Runner;
 use crate::journal::{Entry, Role, State, Work};
 
@@ -27,7 +27,9 @@ impl<H: Host + 'static> Agent<H> {
         };
         let lists = if kind == Kind::Mooring { lists_of(&then, &request.conf.name) } else { Vec::new() };
         let mut failed = Vec::new();
-        for e in stale(&then, role, &request.conf.name, runtime, valid) {
+        // Nobody's, by what the journal has lost: they go when their sandbox is gone.
+        let found = then.iter().filter(|e| e.is_found() && living_netns(e).is_none());
+        for e in stale(&then, role, &request.conf.name, runtime, valid).chain(found) {
             // Deleted meanwhile, and perhaps added again.
             if self.journal.get(&e.key).as_ref() != Some(e) {
                 continue;
@@ -72,6 +74,13 @@ impl<H: Host + 'static> Agent<H> {
             }
         };
         let cluster_name = cluster.as_ref().map(|l| l.name.clone());
+        if self.journal.all().iter().any(Entry::is_found) {
+            // What else stood on other networks is not known any more, and would lose its addresses.
+            tracing::warn!(
+                "the journal has lost entries: foreign plugins of delegates collect nothing until those pods are gone"
+            );
+            lists.clear();
+        }
         lists.extend(cluster);
         let mut seen = HashSet::new();
         for list in lists.iter().rev().filter(|l| seen.insert(l.name.clone())) {

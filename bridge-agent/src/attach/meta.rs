@@ -254,13 +254,10 @@ impl<H: Host + 'static> Agent<H> {
         // Nothing noted: never added, or before the last boot. Foreign plugins keep files over a boot, so they are asked; what
         // cannot be found any more is no reason to fail.
         let pod = request.pod().and_then(|p| self.caches.pod_now(&p.namespace, &p.name));
-        let delegates = match self.delegates(request, pod.as_deref(), first).await {
-            Ok(d) => d,
-            Err(error) => {
-                tracing::debug!(container = request.container_id, %error, "DEL of networks that are not noted and cannot be found");
-                return Ok(());
-            }
-        };
+        let delegates = self.delegates(request, pod.as_deref(), first).await.unwrap_or_else(|error| {
+            tracing::debug!(container = request.container_id, %error, "DEL of networks that are not noted and cannot be found");
+            Vec::new()
+        });
         let around = Around {
             container_id: &request.container_id,
             netns: turn.netns,
@@ -274,6 +271,14 @@ impl<H: Host + 'static> Agent<H> {
         for d in delegates.iter().rev() {
             if let Err(e) = self.delegate_del(&around, d, None, runner).await {
                 failed.push(format!("{} ({}): {e}", d.reference, d.ifname));
+            }
+        }
+        // What the journal had lost and found again: NICs that none of these networks stands for any more.
+        for e in self.journal.of_container(&request.container_id).into_iter().filter(Entry::is_found) {
+            if self.journal.get(&e.key).is_some()
+                && let Err(error) = self.take_away(&e, runner).await
+            {
+                failed.push(format!("{}: {error}", e.key.ifname));
             }
         }
         collected(failed)

@@ -7,6 +7,7 @@ mod addresses;
 mod chain;
 mod gc;
 mod leases;
+mod lost;
 mod networks;
 mod nic;
 mod node;

@@ -16,6 +16,7 @@ use bridge_agent::endpoints::Endpoints;
 use bridge_agent::events::Events;
 use bridge_agent::journal::Journal;
 use bridge_agent::leases::Leases;
+use bridge_agent::sandboxes::looker;
 use cni::Verb;
 use cni::wire::{Call, Exec, ExecDone, PROTOCOL};
 use k8s_openapi::api::core::v1::Pod;
@@ -74,7 +75,10 @@ impl World {
         let caches = Caches::start(&client, NODE, &shutdown);
         let endpoints = Arc::new(Endpoints::new(client.clone()));
         let events = Arc::new(Events::start(client.clone(), NODE, shutdown.clone()));
-        let leases = Leases::new(client.clone(), caches.clone(), events.clone(), NODE, &agent_id, &journal.all());
+        let journal = Arc::new(journal);
+        let netns_dir = dir.path().join("netns");
+        let look = looker(Arc::new(host.clone()), netns_dir.clone());
+        let leases = Leases::new(client.clone(), caches.clone(), events.clone(), NODE, &agent_id, journal.clone(), look);
         let me = Me {
             node: NODE.into(),
             agent_id,
@@ -82,19 +86,12 @@ impl World {
             cni_conf_dir: dir.path().join("net.d"),
             primary: Some("cluster".into()),
             spool: dir.path().join("spool"),
+            netns_dir,
             ovsdb: Some("unix:/run/openvswitch/db.sock".into()),
         };
         // Its own process's start is `spool.prepare`, `drain_at_start`, `sweep`; tests call the last two where they are about them.
-        let agent = Arc::new(Agent::new(
-            me,
-            Arc::new(host.clone()),
-            client.clone(),
-            caches,
-            Arc::new(journal),
-            leases,
-            endpoints.clone(),
-            events,
-        ));
+        let agent =
+            Arc::new(Agent::new(me, Arc::new(host.clone()), client.clone(), caches, journal, leases, endpoints.clone(), events));
         agent.spool.prepare().unwrap();
         {
             let (a, s) = (agent.clone(), shutdown.clone());

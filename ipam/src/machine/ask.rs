@@ -139,7 +139,8 @@ impl Machine {
             }
             self.plan_fill(now, &p.name);
         }
-        let deadline = matches!(ask.what, What::Fixed { .. }).then(|| now + FIXED_WAIT);
+        let begins = !self.compare.is_first();
+        let deadline = (begins && matches!(ask.what, What::Fixed { .. })).then(|| now + FIXED_WAIT);
         let asking = Asking {
             ask,
             on: On::Nothing,
@@ -166,7 +167,12 @@ impl Machine {
         self.flush(now);
     }
 
+    /// Nothing is given before the first list: what sandboxes have and no record says is among it.
     pub(super) fn flush(&mut self, now: Time) {
+        if self.compare.is_first() {
+            self.ready.clear();
+            return;
+        }
         while let Some(id) = self.ready.pop() {
             match self.asks.get(&id).filter(|a| a.on == On::Nothing).map(|a| &a.ask.what) {
                 Some(What::Any(_)) => self.run_any(now, id),
@@ -208,6 +214,22 @@ impl Machine {
         };
         let idle = self.asks.iter().filter(|(_, a)| a.on == On::Nothing && of_pool(a));
         self.ready.extend(idle.map(|(id, _)| *id).collect::<Vec<_>>());
+    }
+
+    /// The first list came: asks that waited for it begin.
+    pub(super) fn asks_begin(&mut self, now: Time) {
+        for (id, a) in &mut self.asks {
+            a.deadline = matches!(a.ask.what, What::Fixed { .. }).then(|| now + FIXED_WAIT);
+            a.failing = None;
+            self.ready.push(*id);
+        }
+    }
+
+    /// The first list failed, which all of them wait for.
+    pub(super) fn asks_failed(&mut self, now: Time, permanent: bool, error: &str, wait: Time) {
+        for id in self.asks.keys().copied().collect::<Vec<_>>() {
+            self.ask_failed(now, id, permanent, error.to_owned(), wait);
+        }
     }
 
     /// This node has nothing to do with the name any more.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::slot::{Seen, Slot, Stage, Want};
-use super::{BACKOFF, BACKOFF_MAX, FILL_AFTER, FILL_WITHIN, Hold, Machine, REST, Reply, Request, Target, Time, Verb};
+use super::{BACKOFF, BACKOFF_MAX, FILL_AFTER, FILL_WITHIN, Held, Hold, Machine, REST, Reply, Request, Target, Time, Verb};
 use crate::{Lease, Name, Picker};
 
 /// How long what the journal knows waits for the list at start.
@@ -19,6 +19,8 @@ const COMPARE_EVERY: Duration = Duration::from_secs(3600);
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// Signs of a loss come in crowds.
 const SUSPECT_EVERY: Duration = Duration::from_secs(60);
+/// Of the first list, which ADDs wait for: soon after the API server is back.
+const FIRST_BACKOFF_MAX: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
 pub(super) struct Compare {
@@ -34,6 +36,11 @@ pub(super) struct Compare {
 impl Compare {
     pub fn new(now: Time) -> Self {
         Self { due: now, check_at: now + CHECK_EVERY, flight: false, failures: 0, done: None, suspected: None }
+    }
+
+    /// Before the first list came, what stands in no record may be what a sandbox has.
+    pub fn is_first(&self) -> bool {
+        self.done.is_none()
     }
 
     pub fn wake(&self) -> Option<Time> {
@@ -104,13 +111,20 @@ impl Machine {
     pub(super) fn reply_compare(&mut self, now: Time, reply: Reply) {
         self.compare.flight = false;
         let Reply::Leases(list) = reply else {
-            let wait = (BACKOFF * 2u32.saturating_pow(self.compare.failures)).min(BACKOFF_MAX).mul_f64(self.jitter());
+            // ADDs wait for the first one.
+            let max = if self.compare.is_first() { FIRST_BACKOFF_MAX } else { BACKOFF_MAX };
+            let wait = (BACKOFF * 2u32.saturating_pow(self.compare.failures)).min(max).mul_f64(self.jitter());
             self.compare.failures = (self.compare.failures + 1).min(10);
             self.compare.due = now + wait;
+            if self.compare.is_first()
+                && let Reply::Failed { permanent, error, .. } = reply
+            {
+                self.asks_failed(now, permanent, &error, wait);
+            }
             return;
         };
         self.compare.failures = 0;
-        self.compare.done = Some(now);
+        let first = self.compare.done.replace(now).is_none();
         self.compare.due = now + COMPARE_EVERY.mul_f64(0.9 + 0.2 * (self.jitter() - 0.5));
         let mut list: BTreeMap<Name, Lease> = list.into_iter().filter(|l| self.me.owns(l)).map(|l| (l.name.clone(), l)).collect();
         // The list comes from a cache and may be old: it only raises questions, which a get answers.
@@ -145,6 +159,40 @@ impl Machine {
         }
         for name in questions {
             self.settle(now, &name);
+        }
+        if first {
+            self.asks_begin(now);
+            for pool in self.pools.keys().cloned().collect::<Vec<_>>() {
+                self.plan_fill(now, &pool);
+            }
+        }
+    }
+
+    /// Whether anything is known about the name. What is not, and in the list of this node's leases, is looked for in the
+    /// sandboxes before the list is told: call `living`.
+    pub fn knows(&self, name: &Name) -> bool {
+        self.slots.get(name).is_some_and(|s| !matches!(s.want, Want::InUse))
+    }
+
+    /// What sandboxes were found to use of what this does not know: the journal has lost it. To be told right before the list
+    /// (`Reply::Leases`) that brought it up, and all of it each time. `held`: by whom is known, so that `release` gives it back.
+    /// `used`: by whom is not known; nobody gets it as long as it is told here.
+    pub fn living(&mut self, now: Time, held: Vec<Held>, used: Vec<(Name, Arc<str>)>) {
+        self.slots.retain(|_, s| !matches!(s.want, Want::InUse));
+        let held = held.into_iter().map(|h| {
+            let hold = Hold { holder: h.holder, identity: h.identity, stage: Stage::Firm, fresh: false };
+            (h.name, h.pool, Want::Hold(hold))
+        });
+        let used = used.into_iter().map(|(name, pool)| (name, pool, Want::InUse));
+        for (name, pool, want) in held.chain(used).collect::<Vec<_>>() {
+            if self.slots.contains_key(&name) {
+                continue;
+            }
+            self.follow(&pool);
+            let mut slot = Slot::new(want, pool, Seen::Unknown);
+            // As what the journal knows: the list says what it is.
+            slot.retry_at = Some(now).filter(|_| !matches!(slot.want, Want::InUse));
+            self.slots.insert(name, slot);
         }
     }
 
@@ -215,6 +263,9 @@ impl Machine {
 
     /// As the controller counts it: a pod here has an address of the pool by the API server's word.
     fn uses(&self, pool: &str) -> bool {
+        if self.compare.is_first() {
+            return false;
+        }
         let held = |s: &Slot| matches!(&s.want, Want::Hold(h) if h.stage == Stage::Firm);
         let ours = |s: &Slot| matches!(&s.seen, Seen::There(l) if self.me.owns(l));
         self.slots.values().any(|s| *s.pool == *pool && held(s) && ours(s))

@@ -24,6 +24,8 @@ pub(super) enum Want {
     Spare {
         since: Time,
     },
+    /// Left as it is: a sandbox here uses the address, and which one nobody can tell any more.
+    InUse,
     /// Given back, its identity kept.
     Keep,
     /// Given to nobody: somebody without a lease uses the address.
@@ -174,6 +176,7 @@ impl Slot {
 
     pub fn act(&self, name: &Name, me: &Owner) -> Act {
         let there = match &self.seen {
+            _ if matches!(self.want, Want::InUse) => return Act::Done,
             Seen::Unknown => return Act::Get,
             Seen::Absent => None,
             Seen::There(l) => Some(l),
@@ -241,6 +244,7 @@ impl Slot {
                 holder: None,
                 ..held(&Hold { holder: Arc::new(nobody()), identity: None, stage: Stage::Firm, fresh: false })
             }),
+            (Want::InUse, _) => Act::Done,
             (Want::Fill | Want::Found, _) => owned.map_or(Act::Forget, |l| Act::Classify(l.clone())),
             (Want::Rest { .. } | Want::Spare { .. }, _) => match owned {
                 None => Act::Forget,
