@@ -3,8 +3,7 @@
 //!
 //! Tasks: the accept loop, and two for each connection, one that carries the call out and one that reads. The latter sees
 //! the hang-up and sets the call's abort switch; a call is never dropped in the middle of a step, it looks at the switch
-//! between steps and undoes what it did. A call that comes with a network namespace is mostly the kernel's work, and has a thread
-//! for itself.
+//! between steps and undoes what it did.
 //!
 //! Calls for one container are serial. While a call waits for a foreign plugin it lends its turn: that plugin may execute
 //! one of ours (`spiderpool` as the IPAM of `bridge`), which is a call of the same container.
@@ -31,8 +30,8 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 /// Connections at once. A node starts at most some hundred pods at a time (kubelet's default is 110 pods), each with a few
 /// plugins; each connection costs two file descriptors, of which a process has 1024 by default.
 const MAX_CONNECTIONS: usize = 384;
-/// Calls that are worked on at once, with a thread each; the others wait in order. More only lengthens the queues of netlink
-/// and OVSDB, each of which does one thing at a time.
+/// Calls that are worked on at once; the others wait in order. More only lengthens the queues of netlink and OVSDB, each of
+/// which does one thing at a time.
 const MAX_IN_HAND: usize = 32;
 /// A caller sends its one message right after it connected; one that does not is broken, and holds a connection.
 const FIRST_FRAME_WAIT: Duration = Duration::from_secs(5);
@@ -179,7 +178,7 @@ struct Shared<H> {
 }
 
 impl<H: Handler> Shared<H> {
-    async fn serve(self: &Arc<Self>, stream: UnixStream, give_up: Abort) {
+    async fn serve(&self, stream: UnixStream, give_up: Abort) {
         match stream.peer_cred() {
             Ok(c) if c.uid() == 0 || c.uid() == nix::unistd::geteuid().as_raw() => {}
             Ok(c) => {
@@ -220,16 +219,7 @@ impl<H: Handler> Shared<H> {
         if let Some(turn) = turn {
             let mut caller =
                 Caller { write, answers, turns: self.turns.clone(), container: call.container_id.clone(), turn: Some(turn) };
-            let (me, abort, is_inside) = (self.clone(), abort.clone(), netns.is_some());
-            let work = async move { me.carry_out(&call, netns, &mut caller, &abort).await };
-            match is_inside {
-                true => {
-                    if let Err(panic) = plumbing::own_thread::run(work).await {
-                        tracing::error!(panic, "a cni call ended in a panic");
-                    }
-                }
-                false => work.await,
-            }
+            self.carry_out(&call, netns, &mut caller, &abort).await;
         }
         listening.abort();
     }

@@ -8,8 +8,8 @@ use runtime::Shutdown;
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     runtime::log::init(&args.log)?;
-    // One thread: a call has another one for itself, and everything else waits for sockets. Handing it from worker to worker
-    // cost more than its part of the work.
+    // One thread: a call waits for the kernel, on threads of its own, and for sockets. Handing it from worker to worker cost
+    // more than its part of the work.
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start tokio")?;
     tokio.block_on(async {
         let shutdown = Shutdown::on_signals().context("failed to listen for signals")?;

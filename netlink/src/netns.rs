@@ -3,12 +3,10 @@
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
@@ -36,7 +34,7 @@ struct Inner {
 }
 
 thread_local! {
-    /// The namespace that a `Visit` took this thread to.
+    /// The namespace that `enter` took this thread to.
     static INSIDE: Cell<Option<NetnsId>> = const { Cell::new(None) };
 }
 
@@ -54,7 +52,7 @@ impl Netns {
 
     /// The one that the calling thread is in.
     pub fn current() -> Result<Self, Error> {
-        Self::open(CURRENT)
+        Self::open("/proc/thread-self/ns/net")
     }
 
     fn checked(fd: OwnedFd, path: Option<PathBuf>) -> Result<Self, Error> {
@@ -89,54 +87,46 @@ impl Netns {
         }
     }
 
-    /// Runs `act` inside the namespace. Not for an `act` that starts threads which outlive it: they would stay inside.
-    pub fn enter<T>(&self, act: impl FnOnce() -> T) -> Result<T, Error> {
-        let _visit = self.go_in()?;
+    /// Runs `act` on a thread of its own inside the namespace and waits for it. The thread ends with it, so nothing of ours
+    /// is left in the namespace, and the caller's thread never leaves its own. On a thread that is inside already it runs there.
+    pub fn enter<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        if INSIDE.get() == Some(self.0.id) {
+            return Ok(act());
+        }
+        let failed = |source| Error::Enter { netns: self.to_string(), source };
+        std::thread::scope(|scope| {
+            let thread =
+                std::thread::Builder::new().name(THREAD.to_owned()).spawn_scoped(scope, || self.inside(act)).map_err(failed)?;
+            match thread.join() {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// The same without waiting: `act` gets the error where the namespace cannot be entered.
+    pub fn spawn(&self, act: impl FnOnce(Result<(), Error>) + Send + 'static) -> Result<(), Error> {
+        let netns = self.clone();
+        let thread = std::thread::Builder::new().name(THREAD.to_owned()).spawn(move || act(netns.move_in()));
+        thread.map(drop).map_err(|source| Error::Enter { netns: self.to_string(), source })
+    }
+
+    fn inside<T>(&self, act: impl FnOnce() -> T) -> Result<T, Error> {
+        self.move_in()?;
         Ok(act())
     }
 
-    /// Takes the calling thread inside, until the visit is dropped. Where it is inside already, nothing happens.
-    pub fn go_in(&self) -> Result<Visit, Error> {
-        if INSIDE.get() == Some(self.0.id) {
-            return Ok(Visit { home: None, before: INSIDE.get(), here: PhantomData });
-        }
-        let failed = |source| Error::Enter { netns: self.to_string(), source };
-        let home = File::open(CURRENT).map_err(failed)?;
-        setns(&self.0.fd, CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
-        Ok(Visit { home: Some(home), before: INSIDE.replace(Some(self.0.id)), here: PhantomData })
+    /// Takes the calling thread inside, for good.
+    fn move_in(&self) -> Result<(), Error> {
+        let failed = |e: nix::errno::Errno| Error::Enter { netns: self.to_string(), source: e.into() };
+        setns(&self.0.fd, CloneFlags::CLONE_NEWNET).map_err(failed)?;
+        INSIDE.set(Some(self.0.id));
+        Ok(())
     }
 }
 
-const CURRENT: &str = "/proc/thread-self/ns/net";
-
-/// A thread inside a namespace; dropping this takes it back to where it was.
-#[derive(Debug)]
-pub struct Visit {
-    /// None: it was inside before.
-    home: Option<File>,
-    before: Option<NetnsId>,
-    /// It is of one thread.
-    here: PhantomData<*const ()>,
-}
-
-/// Going back needs some memory and nothing else. For so long it is waited for, every 10 ms.
-const BACK_TRIES: u32 = 100;
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        let Some(home) = &self.home else { return };
-        for _ in 0..BACK_TRIES {
-            if setns(home, CloneFlags::CLONE_NEWNET).is_ok() {
-                INSIDE.set(self.before);
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // Whatever the thread did next it would do to a pod in place of the host.
-        tracing::error!("failed to leave a network namespace");
-        std::process::abort();
-    }
-}
+/// Name of the threads that are inside a namespace.
+const THREAD: &str = "netns";
 
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -1,5 +1,5 @@
 //! Reading and writing /proc/sys/net of a network namespace. Below `net/` the kernel shows the tree of the namespace that the
-//! *looking task* is in (`sysctl_net.c`), so the thread enters it.
+//! *looking task* is in (`sysctl_net.c`), so it is done on a thread that entered it.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub fn read(netns: Option<&Netns>, key: &str) -> Result<String, Error> {
     within(netns, || std::fs::read_to_string(path))?.map(|v| v.trim_end().to_owned()).map_err(failed)
 }
 
-fn within<T>(netns: Option<&Netns>, act: impl FnOnce() -> io::Result<T>) -> Result<io::Result<T>, Error> {
+fn within<T: Send>(netns: Option<&Netns>, act: impl FnOnce() -> io::Result<T> + Send) -> Result<io::Result<T>, Error> {
     match netns {
         Some(n) => n.enter(act),
         None => Ok(act()),

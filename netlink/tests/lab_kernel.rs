@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use common::{index, ip, ip_do, mac, name, netns, nic, up};
 use model::observed::{LinkKind, MacvlanMode};
 use model::{IfAddr, Route, Rule};
-use netlink::{BatchError, Errno, Error, LinkChange, LinkRef, Monitor, Netns, Outcome, Request, Socket, sysctl};
+use netlink::{BatchError, Errno, Error, LinkChange, LinkRef, Monitor, Netns, Outcome, Request, Socket};
 use serde_json::{Value, json};
 
 fn link(netns: &Netns, dev: &str) -> Value {
@@ -425,27 +425,6 @@ fn the_callers_thread_stays_in_its_own_namespace() {
     assert_eq!(inside, pod.id());
     assert_ne!(inside, before);
     assert_eq!(Netns::current().unwrap().id(), before);
-}
-
-#[test]
-fn a_visit_ends_where_it_began_also_within_another_and_after_a_panic() {
-    let here = || Netns::current().unwrap().id();
-    let (home, one, other) = (here(), netns(), netns());
-    one.enter(|| {
-        assert_eq!(other.enter(here).unwrap(), other.id());
-        assert_eq!(one.enter(here).unwrap(), one.id());
-        assert_eq!(here(), one.id());
-        // What it was told it is in, it is in.
-        sysctl::write(Some(&other), "net/ipv4/ip_forward", "1").unwrap();
-        assert_eq!(sysctl::read(Some(&other), "net/ipv4/ip_forward").unwrap(), "1");
-        assert_eq!(sysctl::read(Some(&one), "net/ipv4/ip_forward").unwrap(), "0");
-    })
-    .unwrap();
-    assert_eq!(here(), home);
-    let panicked = std::panic::catch_unwind(|| one.enter(|| panic!("on purpose")));
-    assert!(panicked.is_err());
-    assert_eq!(here(), home);
-    assert_eq!(one.enter(here).unwrap(), one.id());
 }
 
 #[test]

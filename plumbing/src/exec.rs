@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::ops::Range;
-use std::task::{Context, Poll, Waker};
 
 use planner::{Ns, Plan, Step};
 
@@ -151,9 +150,9 @@ pub(crate) fn in_batches(run: &[Step], mut act: impl FnMut(&[Step]) -> Result<Ve
 /// What becomes of a future whose hands wait for nothing.
 pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(done) => done,
-        Poll::Pending => unreachable!("only for hands that never wait"),
+    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(done) => done,
+        std::task::Poll::Pending => unreachable!("only for hands that never wait"),
     }
 }
 

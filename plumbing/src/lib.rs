@@ -11,7 +11,6 @@ mod exec;
 pub mod fake;
 
 pub mod linux;
-pub mod own_thread;
 pub mod stop;
 
 use std::future::Future;

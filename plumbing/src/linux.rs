@@ -1,8 +1,8 @@
 //! A Linux host: netlink, OVSDB, /proc/sys. Assembles the parts below; decides nothing.
 //!
 //! Netlink calls are short but not instant: the kernel has one lock for all network configuration, and deleting a link waits
-//! for a grace period of tens of milliseconds. So they run on tokio's threads for blocking work and never hold up the runtime; a
-//! caller that has a thread for itself (`own_thread`) stays on it. One OVSDB connection with a monitor and one netlink
+//! for a grace period of tens of milliseconds. So they run on threads of their own, inside the pod's namespace where there is
+//! one, else on tokio's for blocking work, and never hold up the runtime. One OVSDB connection with a monitor and one netlink
 //! socket of the host stay open; one in a pod is opened for a call and closed with the caller's handle of the namespace.
 
 mod changes;
@@ -14,7 +14,6 @@ pub use kernel_host::KernelHost;
 pub(crate) use ovs::owner;
 
 use std::net::IpAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use model::observed::{Look, Observed, Scope};
@@ -22,11 +21,11 @@ use model::{IfName, Owner};
 use netlink::{Announced, Netns, Socket};
 use ovsdb::Endpoint;
 use planner::{Ns, Plan, Step};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::error::{ApplyError, HostError, StepError, Undo};
 use crate::exec::{self, Done, Failed, Hands};
-use crate::{Host, Marked, Way, What, own_thread};
+use crate::{Host, Marked, Way, What};
 
 /// The host of one network namespace. Clones share everything.
 #[derive(Debug, Clone)]
@@ -74,11 +73,7 @@ impl LinuxHost {
         let (host, pod, work) = (self.0.clone(), pod.cloned(), plan.clone());
         let done = if plan.steps.iter().any(Step::is_ovsdb) {
             let session = Session { host, pod };
-            let run = async move { exec::run(&session, &work, fail_at).await };
-            match own_thread::is_here() {
-                true => Ok(own_thread::wait_for(run)),
-                false => tokio::spawn(run).await.map_err(|e| e.to_string()),
-            }
+            tokio::spawn(async move { exec::run(&session, &work, fail_at).await }).await.map_err(|e| e.to_string())
         } else {
             let netns = pod.clone().filter(|_| plan.steps.iter().any(kernel::is_inside));
             on_thread(netns, move || host.kernel.carry_out(pod.as_ref(), &work, fail_at)).await
@@ -147,17 +142,14 @@ impl Host for LinuxHost {
     }
 }
 
-/// Runs what blocks, inside `netns` where there is one. The error is what a panic said.
+/// Runs what blocks: on a thread inside `netns`, or of tokio's. The error is what a panic said.
 async fn on_thread<T: Send + 'static>(netns: Option<Netns>, act: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    let act = move || {
-        // Where the namespace cannot be entered, `act` finds that out for itself, step by step.
-        let _visit = netns.as_ref().map(Netns::go_in);
-        act()
-    };
-    match own_thread::is_here() {
-        true => catch_unwind(AssertUnwindSafe(act)).map_err(|_| "a step ended in a panic".to_owned()),
-        false => tokio::task::spawn_blocking(act).await.map_err(|e| e.to_string()),
-    }
+    let Some(netns) = netns else { return tokio::task::spawn_blocking(act).await.map_err(|e| e.to_string()) };
+    let (tell, told) = oneshot::channel();
+    // Where the namespace cannot be entered, `act` finds that out for itself, step by step.
+    let started = netns.spawn(move |_entered| drop(tell.send(act())));
+    started.map_err(|e| e.to_string())?;
+    told.await.map_err(|_| "a thread ended in a panic".to_owned())
 }
 
 fn marked_links(ns: Ns, socket: &Socket) -> Result<Vec<Marked>, netlink::Error> {

@@ -57,28 +57,45 @@ pub fn run(socket: &Path, go: &Path, only: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// ADD and DEL times of some plugins that take turns, each run in a fresh namespace made beforehand. First all ADDs, as pods
-/// come: an address that was just given back rests, so that ADD after DEL would soon find no spare in hand.
-fn in_turn(runs: usize, sides: &[(&Plugin, &[PodName])]) -> Result<Vec<(Times, Times)>> {
+/// When a run's DEL comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dels {
+    /// Right behind its ADD: a switch has few ports then.
+    AtOnce,
+    /// Behind all ADDs, as pods come: an address that was just given back rests, and there would soon be no spare in hand.
+    AtEnd,
+}
+
+/// ADD and DEL times of some plugins that take turns, each run in a fresh namespace made beforehand.
+fn in_turn(runs: usize, dels: Dels, sides: &[(&Plugin, &[PodName])]) -> Result<Vec<(Times, Times)>> {
     let mut times = vec![(Times::default(), Times::default()); sides.len()];
     // All that were made are removed only at the end, so that the kernel's work for that falls into no measured time.
     let mut used = Vec::new();
+    let del = |run: usize, side: usize, sandbox: &Sandbox, times: &mut Vec<(Times, Times)>| -> Result<()> {
+        let del = sides[side].0.must("DEL", sandbox)?;
+        if run >= WARM {
+            times[side].1.push(del);
+        }
+        Ok(())
+    };
     // Who comes first changes with each round.
-    let turns = (0..WARM + runs).flat_map(|run| (0..sides.len()).map(move |turn| (run, (run + turn) % sides.len())));
-    for (run, side) in turns.clone() {
+    for (run, turn) in (0..WARM + runs).flat_map(|run| (0..sides.len()).map(move |turn| (run, turn))) {
+        let side = (run + turn) % sides.len();
         let (plugin, pods) = sides[side];
         // Each has a pod for itself.
         let sandbox = Sandbox::new(&pods[(run + side * (WARM + runs)) % pods.len()])?;
         let add = plugin.must("ADD", &sandbox)?;
-        used.push(sandbox);
         if run >= WARM {
             times[side].0.push(add);
         }
+        if dels == Dels::AtOnce {
+            del(run, side, &sandbox, &mut times)?;
+        }
+        used.push((run, side, sandbox));
     }
-    for ((run, side), sandbox) in turns.zip(&used) {
-        let del = sides[side].0.must("DEL", sandbox)?;
-        if run >= WARM {
-            times[side].1.push(del);
+    if dels == Dels::AtEnd {
+        for (run, side, sandbox) in &used {
+            del(*run, *side, sandbox, &mut times)?;
         }
     }
     drop(used);
@@ -110,7 +127,7 @@ fn versions(world: &World) -> Result<Vec<Row>> {
 }
 
 fn macvlan(world: &World) -> Result<Vec<Row>> {
-    let times = in_turn(60, &[(&world.macvlan("bench"), &world.pods), (&world.go_macvlan(), &world.pods)])?;
+    let times = in_turn(60, Dels::AtEnd, &[(&world.macvlan("bench"), &world.pods), (&world.go_macvlan(), &world.pods)])?;
     Ok(vec![
         Row::medians("macvlan ADD by the agent, address of a pool", &times[0].0, GO_MACVLAN, &times[1].0, Some(0.4)),
         Row::medians("macvlan DEL", &times[0].1, GO_MACVLAN, &times[1].1, Some(1.05)),
@@ -119,7 +136,7 @@ fn macvlan(world: &World) -> Result<Vec<Row>> {
 
 fn alone(world: &World) -> Result<Vec<Row>> {
     let ours = world.macvlan_host_local();
-    let times = world.alone(|| in_turn(60, &[(&ours, &world.pods), (&world.go_macvlan(), &world.pods)]))?;
+    let times = world.alone(|| in_turn(60, Dels::AtEnd, &[(&ours, &world.pods), (&world.go_macvlan(), &world.pods)]))?;
     Ok(vec![
         Row::medians("macvlan ADD alone + the same host-local", &times[0].0, GO_MACVLAN, &times[1].0, Some(0.6)),
         Row::medians("macvlan DEL alone + the same host-local", &times[0].1, GO_MACVLAN, &times[1].1, None),
@@ -127,7 +144,7 @@ fn alone(world: &World) -> Result<Vec<Row>> {
 }
 
 fn ovs(world: &World) -> Result<Vec<Row>> {
-    let times = in_turn(100, &[(&world.ovs(), &world.pods), (&world.go_bridge(), &world.pods)])?;
+    let times = in_turn(100, Dels::AtOnce, &[(&world.ovs(), &world.pods), (&world.go_bridge(), &world.pods)])?;
     let p99 = |t: &Times| (t.percentile(0.99), format!("{:.2} at p99", t.percentile(0.99)));
     Ok(vec![
         Row::medians("ovs ADD by the agent, address of a pool", &times[0].0, GO_BRIDGE, &times[1].0, Some(1.0)),
@@ -138,7 +155,7 @@ fn ovs(world: &World) -> Result<Vec<Row>> {
 
 fn second_nic(world: &World) -> Result<Vec<Row>> {
     let ours = world.mooring();
-    let times = in_turn(50, &[(&ours, &world.pods_two), (&ours, &world.pods), (&world.go_bridge(), &world.pods)])?;
+    let times = in_turn(50, Dels::AtOnce, &[(&ours, &world.pods_two), (&ours, &world.pods), (&world.go_bridge(), &world.pods)])?;
     let (two, one, bridge) = (&times[0].0, &times[1].0, &times[2].0);
     let difference = two.median() - one.median();
     Ok(vec![
@@ -309,7 +326,7 @@ fn full_pool(world: &World) -> Result<Vec<Row>> {
         Ok(())
     })?;
     std::thread::sleep(Duration::from_secs(2));
-    let times = in_turn(50, &[(&world.macvlan("full"), &world.pods), (&world.macvlan("bench"), &world.pods)])?;
+    let times = in_turn(50, Dels::AtEnd, &[(&world.macvlan("full"), &world.pods), (&world.macvlan("bench"), &world.pods)])?;
     Ok(vec![
         Row::medians(
             "macvlan ADD, 4,500 of the pool's 5,000 addresses used",
