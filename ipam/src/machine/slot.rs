@@ -312,3 +312,36 @@ impl Owner {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spare_is_given_only_while_no_write_can_change_it() {
+        let me = Owner { node: "n".into(), agent_id: "a".into() };
+        let name = Name { ip: std::net::IpAddr::from([10, 0, 0, 1]), domain: "d".into() };
+        let lease = Lease {
+            name,
+            uid: "1".into(),
+            version: "1".into(),
+            pool: "p".into(),
+            node: me.node.clone(),
+            agent_id: me.agent_id.clone(),
+            holder: None,
+            identity: None,
+            wanted: None,
+            released: true,
+            quarantine: None,
+        };
+        let spare = || Slot::new(Want::Spare { since: Time::ZERO }, "p".into(), Seen::There(lease.clone()));
+        assert!(spare().giveable(&me));
+        assert!(!Slot { flight: true, ..spare() }.giveable(&me), "a write is under way");
+        assert!(!Slot { write_doubt: Some(("1".into(), Time::MAX)), ..spare() }.giveable(&me), "one may still come in");
+        assert!(!Slot { seen: Seen::Unknown, ..spare() }.giveable(&me), "it is looked at");
+        let asked_for = Wanted { node: "m".into(), agent_id: "b".into(), namespace: "n".into(), pod: "q".into() };
+        let asked_for = Lease { wanted: Some(Arc::new(asked_for)), ..lease.clone() };
+        assert!(!Slot { seen: Seen::There(asked_for), ..spare() }.giveable(&me), "somebody asks for it");
+        assert!(!Slot { want: Want::Rest { until: Time::MAX }, ..spare() }.giveable(&me), "it rests");
+    }
+}

@@ -1,0 +1,141 @@
+//! Single decisions of the machine that the simulation seldom comes to, or whose loss another one makes good: each is what
+//! stands between two pods and one address, or between a pod and an address that somebody keeps.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipam::machine::{Held, Machine, Map, Output, Owner, Reply, Request, RequestId};
+use ipam::{Family, Holder, Lease, Name, Ranges, Wanted, Window};
+
+const START: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn name(last: u8) -> Name {
+    Name { ip: IpAddr::from([10, 0, 0, last]), domain: "d".into() }
+}
+
+fn holder() -> Arc<Holder> {
+    let text = |s: &str| s.to_owned();
+    Arc::new(Holder { namespace: text("n"), pod: text("p"), uid: text("u"), nic: text("eth0"), container: text("c1") })
+}
+
+fn lease(last: u8, version: &str, held: bool) -> Lease {
+    Lease {
+        name: name(last),
+        uid: "1".into(),
+        version: version.into(),
+        pool: "p".into(),
+        node: "n1".into(),
+        agent_id: "a1".into(),
+        holder: held.then(holder),
+        identity: None,
+        wanted: None,
+        released: false,
+        quarantine: None,
+    }
+}
+
+fn map(version: &str, recall: Vec<IpAddr>) -> Map {
+    let ranges = Ranges::of_ips(Family::V4, (1..20).map(|n| name(n).ip));
+    let leased = [name(1).ip, name(2).ip].into();
+    Map { version: version.into(), window: Window::build(&ranges, &leased), spares_per_node: 1, recall, nodes: Vec::new() }
+}
+
+fn requests(m: &mut Machine) -> Vec<(RequestId, Request)> {
+    let all = std::iter::from_fn(|| m.pop());
+    all.filter_map(|o| if let Output::Request(id, r) = o { Some((id, r)) } else { None }).collect()
+}
+
+/// The one request that is sent now.
+fn request(m: &mut Machine) -> (RequestId, Request) {
+    let mut all = requests(m);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+/// An agent whose pod has 10.0.0.1, and that has the spare 10.0.0.2 in hand.
+fn with_a_spare() -> Machine {
+    let me = Owner { node: "n1".into(), agent_id: "a1".into() };
+    let held = Held { name: name(1), pool: "p".into(), holder: holder(), identity: None };
+    let mut m = Machine::new(me, [held], 7, START);
+    m.map(START, "p", Some(map("1", Vec::new())));
+    let (list, asked) = request(&mut m);
+    assert_eq!(asked, Request::ListNode);
+    m.reply(START, list, Reply::Leases(vec![lease(1, "1", true), lease(2, "2", false)]));
+    let (get, asked) = request(&mut m);
+    assert_eq!(asked, Request::Get(name(2)), "a list is from a cache: what it names is looked at");
+    assert_eq!(m.spares().count(), 0);
+    m.reply(START, get, Reply::Done(lease(2, "2", false)));
+    assert_eq!(m.spares().collect::<Vec<_>>(), [&name(2)]);
+    assert!(requests(&mut m).is_empty());
+    m
+}
+
+/// The answer to the look at the lease that was written last, a minute after the start.
+fn checked(m: &mut Machine, answer: Reply) -> Duration {
+    let minute = START + Duration::from_secs(60);
+    m.tick(minute);
+    let (get, asked) = request(m);
+    assert_eq!(asked, Request::Get(name(2)));
+    m.reply(minute, get, answer);
+    minute
+}
+
+#[test]
+fn a_list_that_lacks_a_lease_raises_a_question_and_nothing_else() {
+    let mut m = with_a_spare();
+    m.tick(START + HOUR + HOUR);
+    let (list, _) = requests(&mut m).into_iter().find(|(_, r)| *r == Request::ListNode).unwrap();
+    m.reply(START + HOUR + HOUR, list, Reply::Leases(vec![lease(2, "2", false)]));
+    assert_eq!(request(&mut m).1, Request::Get(name(1)), "not created anew by the word of an old list");
+}
+
+#[test]
+fn nobody_gives_back_what_another_container_has() {
+    let mut m = with_a_spare();
+    m.release(START, &name(1), "c2", false);
+    assert!(matches!(m.pop(), Some(Output::Released(n)) if n == name(1)), "c2 has nothing of it");
+    assert!(requests(&mut m).is_empty());
+    assert_eq!(m.held().map(|(n, _)| n).collect::<Vec<_>>(), [&name(1)]);
+    m.release(START, &name(1), "c1", false);
+    assert_eq!(m.held().count(), 0);
+}
+
+#[test]
+fn a_spare_that_somebody_asks_for_goes() {
+    let mut m = with_a_spare();
+    let wanted = Wanted { node: "n2".into(), agent_id: "a2".into(), namespace: "n".into(), pod: "q".into() };
+    let asked_for = Lease { wanted: Some(Arc::new(wanted)), ..lease(2, "3", false) };
+    let now = checked(&mut m, Reply::Done(asked_for.clone()));
+    assert_eq!(m.spares().count(), 0);
+    // It changed, and nobody but us may have changed it: looked at once more.
+    let asked = requests(&mut m);
+    let (get, _) = asked.iter().find(|(_, r)| *r == Request::Get(name(2))).unwrap();
+    m.reply(now, *get, Reply::Done(asked_for.clone()));
+    assert_eq!(request(&mut m).1, Request::Delete(asked_for));
+}
+
+#[test]
+fn a_spare_that_the_map_asks_back_goes() {
+    let mut m = with_a_spare();
+    m.map(START, "p", Some(map("2", vec![name(2).ip])));
+    assert_eq!(m.spares().count(), 0);
+    assert_eq!(request(&mut m).1, Request::Delete(lease(2, "2", false)));
+}
+
+#[test]
+fn after_a_loss_a_spare_is_looked_at_before_it_is_given() {
+    let mut m = with_a_spare();
+    m.tick(START + HOUR + HOUR);
+    let (list, _) = requests(&mut m).into_iter().find(|(_, r)| *r == Request::ListNode).unwrap();
+    m.reply(START + HOUR + HOUR, list, Reply::Leases(vec![lease(2, "2", false)]));
+    let (get, _) = request(&mut m);
+    // etcd went back in time: what only we may delete is not there.
+    m.reply(START + HOUR + HOUR, get, Reply::Absent);
+    assert_eq!(m.spares().count(), 0, "the spare may be another's by now");
+    let asked: Vec<Request> = requests(&mut m).into_iter().map(|(_, r)| r).collect();
+    assert!(asked.contains(&Request::Get(name(2))), "{asked:?}");
+}
