@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipam::machine::{Held, Machine, Map, Output, Owner, Reply, Request, RequestId};
-use ipam::{Family, Holder, Lease, Name, Ranges, Wanted, Window};
+use ipam::machine::{Ask, Held, Machine, Map, Output, Owner, PoolOfAsk, Reply, Request, RequestId, What};
+use ipam::{Family, Holder, Identity, IdentityKind, Lease, Name, Ranges, Wanted, Window};
 
 const START: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -38,10 +38,13 @@ fn lease(last: u8, version: &str, held: bool) -> Lease {
     }
 }
 
+fn ranges() -> Ranges {
+    Ranges::of_ips(Family::V4, (1..20).map(|n| name(n).ip))
+}
+
 fn map(version: &str, recall: Vec<IpAddr>) -> Map {
-    let ranges = Ranges::of_ips(Family::V4, (1..20).map(|n| name(n).ip));
     let leased = [name(1).ip, name(2).ip].into();
-    Map { version: version.into(), window: Window::build(&ranges, &leased), spares_per_node: 1, recall, nodes: Vec::new() }
+    Map { version: version.into(), window: Window::build(&ranges(), &leased), spares_per_node: 1, recall, nodes: Vec::new() }
 }
 
 fn requests(m: &mut Machine) -> Vec<(RequestId, Request)> {
@@ -138,4 +141,39 @@ fn after_a_loss_a_spare_is_looked_at_before_it_is_given() {
     assert_eq!(m.spares().count(), 0, "the spare may be another's by now");
     let asked: Vec<Request> = requests(&mut m).into_iter().map(|(_, r)| r).collect();
     assert!(asked.contains(&Request::Get(name(2))), "{asked:?}");
+}
+
+#[test]
+fn a_write_without_an_answer_is_looked_for_when_it_can_come_in_no_more() {
+    let mut m = with_a_spare();
+    let identity =
+        Identity { kind: IdentityKind::StatefulSet, namespace: "n".to_owned(), name: "web-0".to_owned(), nic: "eth0".to_owned() };
+    let pool = PoolOfAsk { name: "p".into(), domain: "d".into(), ranges: Arc::new(ranges()) };
+    let ask = m.take(START, Ask { holder: holder(), identity: Some(Arc::new(identity)), what: What::Any(vec![pool]) });
+    let (update, asked) = request(&mut m);
+    let Request::Update(taken) = asked else { panic!("{asked:?}") };
+    assert_eq!(taken.name, name(2));
+    m.reply(START, update, Reply::Failed { doubtful: true, permanent: false, error: "no answer".to_owned() });
+    m.cancel(START, ask);
+    let soon = START + Duration::from_secs(1);
+    m.tick(soon);
+    let (get, asked) = request(&mut m);
+    assert_eq!(asked, Request::Get(name(2)));
+    m.reply(soon, get, Reply::Done(lease(2, "2", false)));
+    assert_eq!(m.spares().count(), 0, "it may be taken yet");
+    // The look of each minute is at another one.
+    m.tick(START + Duration::from_secs(60));
+    assert!(requests(&mut m).iter().all(|(_, r)| *r != Request::Get(name(2))));
+    // It was carried out meanwhile, and nobody is told.
+    let late = START + Duration::from_secs(95);
+    m.tick(late);
+    let asked = requests(&mut m);
+    let gets: Vec<_> = asked.iter().filter(|(_, r)| *r == Request::Get(name(2))).collect();
+    for (id, _) in gets {
+        m.reply(late, *id, Reply::Done(Lease { version: "3".into(), ..taken.clone() }));
+    }
+    let asked: Vec<Request> = requests(&mut m).into_iter().map(|(_, r)| r).collect();
+    let emptied =
+        |r: &Request| matches!(r, Request::Update(l) if l.name == name(2) && l.holder.is_none() && l.identity.is_none());
+    assert!(asked.iter().any(emptied), "{asked:?}");
 }
