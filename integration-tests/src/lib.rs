@@ -23,3 +23,4 @@ pub mod run;
 pub mod space;
 pub mod swarm;
 pub mod vectors;
+pub mod world;

@@ -22,11 +22,7 @@ pub fn silent(lab: &Lab, product: &Product) -> Result<()> {
 /// # Errors
 /// As there.
 pub fn settled(lab: &Lab, product: &Product, seconds: u64) -> Result<()> {
-    let mut command = Command::new(program(lab, "mooring-oracle")?);
-    command.arg("--settle").arg(seconds.to_string());
-    for node in &lab.nodes {
-        command.arg("--node").arg(format!("{}={}", node.name(), node.space.pid()));
-    }
+    let mut command = command(lab, seconds)?;
     for nic in ["net6", "net172"] {
         command.arg("--wire").arg(format!("{}:{nic}", lab.router.pid()));
     }
@@ -37,6 +33,29 @@ pub fn settled(lab: &Lab, product: &Product, seconds: u64) -> Result<()> {
             command.arg("--api-command").arg(format!("{inside} {} get --raw", kube.command(ADMIN)))
         }
     };
+    judge(command)
+}
+
+/// Nodes with plugins and no agent, and no API: what a runtime did there is undone.
+///
+/// # Errors
+/// As [`silent`].
+pub fn silent_alone(lab: &Lab) -> Result<()> {
+    let mut command = command(lab, 20)?;
+    command.arg("--no-api");
+    judge(command)
+}
+
+fn command(lab: &Lab, seconds: u64) -> Result<Command> {
+    let mut command = Command::new(program(lab, "mooring-oracle")?);
+    command.arg("--settle").arg(seconds.to_string());
+    for node in &lab.nodes {
+        command.arg("--node").arg(format!("{}={}", node.name(), node.space.pid()));
+    }
+    Ok(command)
+}
+
+fn judge(mut command: Command) -> Result<()> {
     let output = command.output().context("failed to start the oracle")?;
     if !output.status.success() {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -2,13 +2,14 @@
 //! the agent's restart, at GC and at the end. podman is Debian's, its containers a static busybox; all is judged by `ip`,
 //! `ovs-vsctl` and podman itself.
 
-use std::path::{Path, PathBuf};
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration_tests::cluster::{Cluster, NODES, PODS, text};
-use integration_tests::lab::{Lab, Options};
-use integration_tests::product::{From, Product, wait_until};
+use integration_tests::cluster::{PODS, text};
+use integration_tests::product::From;
+use integration_tests::world::World as Started;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,13 +36,12 @@ fn networks() -> [(&'static str, Value); 3] {
 }
 
 struct World {
-    product: Product,
-    cluster: Cluster,
     podman: Podman,
-    lab: Lab,
+    started: Started,
 }
 
-/// Ends podman's containers before the machine: their processes leave directories in the host's cgroups.
+/// Ends podman's containers before the machine: their processes leave directories in the host's cgroups, and the reference's
+/// bridge plugin leaves its bridge.
 struct Podman {
     pid: u32,
 }
@@ -50,7 +50,7 @@ impl Drop for Podman {
     fn drop(&mut self) {
         let enter = ["-t", &self.pid.to_string(), "-a", "--"].map(str::to_owned);
         let end = format!(
-            "export CONTAINERS_CONF={DIR}/containers.conf; podman {} rm -f -a -t 0; \
+            "export CONTAINERS_CONF={DIR}/containers.conf; podman {} rm -f -a -t 0; ip link delete cni-podman0; \
              find /sys/fs/cgroup/mooring-lab-{} -depth -type d -exec rmdir {{}} +",
             options(),
             self.pid
@@ -64,29 +64,35 @@ fn options() -> String {
     format!("--root {DIR}/root --runroot {DIR}/runroot --tmpdir {DIR}/tmp --storage-driver vfs")
 }
 
+impl Deref for World {
+    type Target = Started;
+
+    fn deref(&self) -> &Started {
+        &self.started
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Started {
+        &mut self.started
+    }
+}
+
 impl World {
     fn start() -> Self {
-        let lab = Lab::start(&Options { exe: PathBuf::from(env!("CARGO_BIN_EXE_mooring-lab")), nodes: 1 }).unwrap();
-        let podman = Podman { pid: lab.node(1).space.pid() };
-        let product = Product::start(&lab).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.run().tails(20)));
-        let cluster = Cluster::new(&product.socket).unwrap();
-        let world = Self { product, cluster, podman, lab };
-        world.wait("the node", |w| w.cluster.get(NODES, None, "n1"));
+        let started = Started::start(Path::new(env!("CARGO_BIN_EXE_mooring-lab")), 1, PATIENCE).unwrap();
+        let world = Self { podman: Podman { pid: started.lab.node(1).space.pid() }, started };
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/underlay-ovs");
         let files = ["00-bridge.yaml", "10-ippool.yaml", "20-network.yaml"].map(|f| dir.join(f));
         world.cluster.apply(&files).unwrap();
         world.cluster.label_node("n1", "bridge.mooring.dev/br1", Some("enabled")).unwrap();
-        world.wait("br1", |w| {
-            let node = w.cluster.get(NODES, None, "n1")?;
-            ensure!(text(&node, "/metadata/labels/ready.mooring.dev~1br1") == "true", "br1 is not ready");
-            Ok(())
-        });
+        world.bridge_ready("n1");
         world.install();
         world
     }
 
     fn wait<T>(&self, what: &str, mut ask: impl FnMut(&Self) -> Result<T>) -> T {
-        wait_until(what, PATIENCE, || ask(self)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.run().tails(30)))
+        self.started.wait(what, || ask(self))
     }
 
     fn on_node(&self, program: &str, args: &[&str]) -> String {
@@ -251,9 +257,9 @@ fn podman_and_a_kubelet_share_a_host_and_neither_touches_the_other() {
     assert_eq!(world.of_podman(), before, "a pod came and went");
 
     // The agent dies and sweeps at its next start, while podman's containers run.
-    world.product.take_agent(&world.lab.nodes[0]).unwrap().kill().unwrap();
+    world.take_agent(1).unwrap().kill().unwrap();
     world.all_reach(&[&a]);
-    world.product.start_agent(&world.lab, &world.lab.nodes[0]).unwrap();
+    world.start_agent(1).unwrap();
     world.wait("the agent answers", |w| {
         w.pod("c");
         w.running("c");

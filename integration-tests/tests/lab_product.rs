@@ -1,42 +1,44 @@
 //! What users and accidents do beyond the demo: a bridge made by hand, drift, a label taken away, an agent that dies, bad
 //! pods, fixed addresses, both families. Everything is judged by foreign tools.
 
-use std::path::{Path, PathBuf};
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration_tests::cluster::{BRIDGES, Cluster, EVENTS, LEASES, NODE_NETWORKS, NODES, PODS, POOLS, text};
-use integration_tests::lab::{Lab, OUTSIDE, Options};
-use integration_tests::oracle;
-use integration_tests::product::{From, Product, program, wait_until};
+use integration_tests::cluster::{BRIDGES, EVENTS, LEASES, NODES, PODS, POOLS, text};
+use integration_tests::lab::OUTSIDE;
+use integration_tests::product::{From, program, wait_until};
+use integration_tests::world::World as Started;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// As the example's pods name their pool.
 const POOL: &str = ", ipam.spidernet.io/ippool: '{\"ipv4\": [\"ippool-test\"]}'";
 
-struct World {
-    product: Product,
-    cluster: Cluster,
-    lab: Lab,
+struct World(Started);
+
+impl Deref for World {
+    type Target = Started;
+
+    fn deref(&self) -> &Started {
+        &self.0
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Started {
+        &mut self.0
+    }
 }
 
 impl World {
     fn start() -> Self {
-        let exe = PathBuf::from(env!("CARGO_BIN_EXE_mooring-lab"));
-        let lab = Lab::start(&Options { exe, nodes: 2 }).unwrap();
-        let product = Product::start(&lab).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.run().tails(20)));
-        let cluster = Cluster::new(&product.socket).unwrap();
-        let world = Self { product, cluster, lab };
-        world.wait("nodes", |w| {
-            ensure!(w.cluster.list(NODES)?.len() == 2, "nodes are missing");
-            Ok(())
-        });
-        world
+        Self(Started::start(Path::new(env!("CARGO_BIN_EXE_mooring-lab")), 2, PATIENCE).unwrap())
     }
 
     fn wait<T>(&self, what: &str, mut ask: impl FnMut(&Self) -> Result<T>) -> T {
-        wait_until(what, PATIENCE, || ask(self)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.run().tails(20)))
+        self.0.wait(what, || ask(self))
     }
 
     fn example(&self, files: &[&str]) {
@@ -51,18 +53,12 @@ impl World {
             self.cluster.label_node(node, "bridge.mooring.dev/br1", Some("enabled")).unwrap();
         }
         for node in nodes {
-            self.wait("bridge ready", |w| {
-                let object = w.cluster.get(NODES, None, node)?;
-                let network = w.cluster.get(NODE_NETWORKS, None, node)?;
-                let label = text(&object, "/metadata/labels/ready.mooring.dev~1br1");
-                ensure!(label == "true", "{node} is not ready: {}", text(&network, "/status/bridges"));
-                Ok(())
-            });
+            self.bridge_ready(node);
         }
     }
 
     fn vsctl(&self, node: usize, args: &[&str]) -> String {
-        self.lab.node(node).space.run("ovs-vsctl", &[&["--timeout=10"], args].concat()).unwrap().trim().to_owned()
+        self.0.vsctl(node, args).unwrap()
     }
 
     /// A pod on the example's network with an address of its pool, and with more annotations.
@@ -91,12 +87,8 @@ impl World {
         events.last().map(|e| text(e, "/message")).unwrap_or_default()
     }
 
-    /// The path of a pod's network namespace, by the runtime's record.
     fn netns(&self, node: usize, name: &str) -> String {
-        let records = self.lab.node(node).space.run("sh", &["-c", "cat /var/lib/cni/results/*-eth0"]).unwrap();
-        let mut records = serde_json::Deserializer::from_str(&records).into_iter::<Value>().map(Result::unwrap);
-        let named = |r: &Value| r["cniArgs"].as_array().unwrap().iter().any(|a| a[0] == "K8S_POD_NAME" && a[1] == name);
-        text(&records.find(named).unwrap(), "/netns")
+        self.0.netns(node, name).unwrap()
     }
 
     fn delete_pods(&self) {
@@ -118,15 +110,6 @@ impl World {
         let ports = self.vsctl(node, &["list-ports", "br1"]);
         ensure!(ports == "eth0", "ports: {ports}");
         Ok(())
-    }
-}
-
-impl Drop for World {
-    /// However a story ends, nothing is duplicate, leaked or stale.
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            oracle::silent(&self.lab, &self.product).unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.run().tails(20)));
-        }
     }
 }
 
@@ -185,8 +168,7 @@ fn pods_survive_the_death_of_the_agent_and_its_next_life_cleans_up() {
     world.example(&["10-ippool.yaml", "20-network.yaml"]);
     world.pod("a", "n1", POOL);
     world.running("a");
-    let node = &world.lab.nodes[0];
-    world.product.take_agent(node).unwrap().kill().unwrap();
+    world.take_agent(1).unwrap().kill().unwrap();
     let netns = world.netns(1, "a");
     From { space: &world.lab.node(1).space, netns: Some(&netns) }.ping("172.18.0.1".parse().unwrap()).unwrap();
     world.pod("b", "n1", POOL);
@@ -194,7 +176,7 @@ fn pods_survive_the_death_of_the_agent_and_its_next_life_cleans_up() {
         ensure!(w.warning("b").contains("Failed to create pod sandbox"), "no warning yet");
         Ok(())
     });
-    world.product.start_agent(&world.lab, &world.lab.nodes[0]).unwrap();
+    world.start_agent(1).unwrap();
     world.running("b");
     From { space: &world.lab.node(1).space, netns: Some(&netns) }.ping("172.18.0.1".parse().unwrap()).unwrap();
     world.delete_pods();
@@ -282,7 +264,7 @@ fn a_deleted_nodes_addresses_are_asked_for_and_released_when_it_is_declared_dead
     .unwrap();
     let mac = text(&link, "/0/address");
     // Cut off, not dead: nobody answers for the node any more, its pod runs on.
-    world.product.take_agent(&world.lab.nodes[1]).unwrap().kill().unwrap();
+    world.take_agent(2).unwrap().kill().unwrap();
     world.cluster.delete(NODES, "n2").unwrap();
     let lease = "default.v4-172-18-30-135";
     let sighting = |w: &World| text(&w.cluster.get(LEASES, None, lease).unwrap(), "/spec/sighting");
@@ -326,7 +308,7 @@ fn a_deleted_nodes_addresses_are_asked_for_and_released_when_it_is_declared_dead
     });
     let node = "{apiVersion: v1, kind: Node, metadata: {name: n2, labels: {bridge.mooring.dev/br1: enabled}}}";
     world.cluster.apply_text(node).unwrap();
-    world.product.start_agent(&world.lab, &world.lab.nodes[1]).unwrap();
+    world.start_agent(2).unwrap();
     // The address was kept for the pod, which comes back on another node.
     world.pod("there", "n1", &format!("{POOL}, mooring.dev/ips: 172.18.30.135"));
     let pod = world.running("there");

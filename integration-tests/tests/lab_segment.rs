@@ -1,13 +1,14 @@
 //! What pods say on their segment before and after they use an address, and what becomes of a stranger's address and of a
 //! gateway that is not there. The segment's frames are judged by tcpdump on another host of it, which is the stranger too.
 
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration_tests::cluster::{BRIDGES, Cluster, EVENTS, LEASES, NODES, PODS, POOLS, text};
-use integration_tests::lab::{Lab, Options};
-use integration_tests::product::{From, Product, captured, wait_until};
+use integration_tests::cluster::{EVENTS, LEASES, PODS, POOLS, text};
+use integration_tests::product::{From, captured};
+use integration_tests::world::World as Started;
 use serde_json::{Value, json};
 
 /// A pod that failed is tried again after some seconds, a few times.
@@ -15,35 +16,30 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The NIC of the router on the pods' segment.
 const ROUTER_NIC: &str = "net172";
 
-struct World {
-    // Stopped before the machines go.
-    _product: Product,
-    cluster: Cluster,
-    lab: Lab,
+struct World(Started);
+
+impl Deref for World {
+    type Target = Started;
+
+    fn deref(&self) -> &Started {
+        &self.0
+    }
 }
 
 impl World {
     /// One node with br1 on the segment 172.18.0.0/16.
     fn start() -> Self {
-        let lab = Lab::start(&Options { exe: PathBuf::from(env!("CARGO_BIN_EXE_mooring-lab")), nodes: 1 }).unwrap();
-        let product = Product::start(&lab).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.run().tails(20)));
-        let cluster = Cluster::new(&product.socket).unwrap();
-        let world = Self { _product: product, cluster, lab };
-        world.wait("the node", |w| w.cluster.get(NODES, None, "n1"));
+        let world = Self(Started::start(Path::new(env!("CARGO_BIN_EXE_mooring-lab")), 1, PATIENCE).unwrap());
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/underlay-ovs");
         let files = ["00-bridge.yaml", "20-network.yaml"].map(|f| dir.join(f));
         world.cluster.apply(&files).unwrap();
         world.cluster.label_node("n1", "bridge.mooring.dev/br1", Some("enabled")).unwrap();
-        world.wait("br1", |w| {
-            let node = w.cluster.get(NODES, None, "n1")?;
-            ensure!(text(&node, "/metadata/labels/ready.mooring.dev~1br1") == "true", "br1 is not ready");
-            w.cluster.get(BRIDGES, None, "br1")
-        });
+        world.bridge_ready("n1");
         world
     }
 
     fn wait<T>(&self, what: &str, mut ask: impl FnMut(&Self) -> Result<T>) -> T {
-        wait_until(what, PATIENCE, || ask(self)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.run().tails(30)))
+        self.0.wait(what, || ask(self))
     }
 
     fn pool(&self, name: &str, subnet: &str, ips: &str, gateway: &str, annotations: &Value) {

@@ -3,41 +3,46 @@
 //! `ovs-vsctl` and `ovs-appctl`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::cluster::{BRIDGES, Cluster, NODE_NETWORKS, NODES, PODS, text};
+use integration_tests::cluster::{BRIDGES, PODS, text};
 use integration_tests::daemon::Daemon;
-use integration_tests::lab::{Lab, Options};
-use integration_tests::product::{From, Product, captured, program, wait_until};
+use integration_tests::product::{From, captured, program};
 use integration_tests::space::Inside;
+use integration_tests::world::World as Started;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const ROUTER: &str = "172.18.0.1";
 
-struct World {
-    product: Product,
-    cluster: Cluster,
-    lab: Lab,
+struct World(Started);
+
+impl Deref for World {
+    type Target = Started;
+
+    fn deref(&self) -> &Started {
+        &self.0
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Started {
+        &mut self.0
+    }
 }
 
 impl World {
     /// One node with the product.
     fn start() -> Self {
-        let exe = PathBuf::from(env!("CARGO_BIN_EXE_mooring-lab"));
-        let lab = Lab::start(&Options { exe, nodes: 1 }).unwrap();
-        let product = Product::start(&lab).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.run().tails(20)));
-        let cluster = Cluster::new(&product.socket).unwrap();
-        let world = Self { product, cluster, lab };
-        world.wait("the node", |w| w.cluster.get(NODES, None, "n1").map(drop));
-        world
+        Self(Started::start(Path::new(env!("CARGO_BIN_EXE_mooring-lab")), 1, PATIENCE).unwrap())
     }
 
     fn wait<T>(&self, what: &str, mut ask: impl FnMut(&Self) -> Result<T>) -> T {
-        wait_until(what, PATIENCE, || ask(self)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.run().tails(20)))
+        self.0.wait(what, || ask(self))
     }
 
     fn node(&self, program: &str, args: &[&str]) -> String {
@@ -49,8 +54,7 @@ impl World {
     }
 
     fn try_vsctl(&self, args: &str) -> Result<String> {
-        let args: Vec<&str> = std::iter::once("--timeout=10").chain(args.split_whitespace()).collect();
-        Ok(self.lab.node(1).space.run("ovs-vsctl", &args)?.trim().to_owned())
+        self.0.vsctl(1, &args.split_whitespace().collect::<Vec<_>>())
     }
 
     /// Waits until `ovs-vsctl ARGS` prints this.
@@ -64,7 +68,7 @@ impl World {
 
     /// What the agent says of br1.
     fn why(&self) -> String {
-        self.cluster.get(NODE_NETWORKS, None, "n1").map(|n| n["status"]["bridges"].to_string()).unwrap_or_default()
+        self.0.why("n1")
     }
 
     fn bridge(&self, spec: &str) {
@@ -75,11 +79,7 @@ impl World {
     }
 
     fn ready(&self) {
-        self.wait("bridge ready", |w| {
-            let label = text(&w.cluster.get(NODES, None, "n1")?, "/metadata/labels/ready.mooring.dev~1br1");
-            ensure!(label == "true", "n1 is not ready: {}", w.why());
-            Ok(())
-        });
+        self.bridge_ready("n1");
     }
 
     /// The Bridge goes, and what was made goes with it.
@@ -110,12 +110,8 @@ impl World {
         links[0].clone()
     }
 
-    /// Paths of pods' network namespaces by the runtime's record.
     fn netns(&self, name: &str) -> String {
-        let records = self.node("sh", &["-c", "cat /var/lib/cni/results/*-eth0"]);
-        let mut records = serde_json::Deserializer::from_str(&records).into_iter::<Value>().map(Result::unwrap);
-        let named = |r: &Value| r["cniArgs"].as_array().unwrap().iter().any(|a| a[0] == "K8S_POD_NAME" && a[1] == name);
-        text(&records.find(named).unwrap(), "/netns")
+        self.0.netns(1, name).unwrap()
     }
 }
 
@@ -524,7 +520,7 @@ fn an_agent_works_on_a_database_behind_tls() {
     world.lab.node(1).space.run("sh", &["-ec", &pki]).unwrap();
     world.vsctl(&format!("set-ssl {at}/server-privkey.pem {at}/server-cert.pem {at}/ca/switchca/cacert.pem"));
     world.vsctl("set-manager pssl:6640:127.0.0.1");
-    world.product.take_agent(&world.lab.nodes[0]).unwrap().stop().unwrap();
+    world.take_agent(1).unwrap().stop().unwrap();
     let start = |ca: &str| {
         let mut command = Command::new(program(&world.lab, "mooring-agent").unwrap());
         command.args(["--node", "n1", "--api-socket"]).arg(&world.product.socket).args(["--ovsdb", "ssl:127.0.0.1:6640"]);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use integration_tests::lab::{Lab, Options};
 use integration_tests::node::REFERENCE_PLUGINS;
+use integration_tests::oracle;
 use integration_tests::vectors::run::{By, Case, Usual};
 use integration_tests::vectors::{OURS, Vector};
 
@@ -42,4 +43,5 @@ fn every_vector_holds_for_our_plugins() {
     assert!(failed.is_empty(), "{} of {ran} failed:\n{}", failed.len(), failed.join("\n"));
     println!("{ran} runs of {} vectors", vectors.len());
     assert!(ran > 0, "no vector was run");
+    oracle::silent_alone(&lab).unwrap();
 }

@@ -28,6 +28,9 @@ struct Args {
     /// In place of it, a command that GETs the path which follows (`kubectl get --raw`)
     #[arg(long, value_delimiter = ' ')]
     api_command: Vec<String>,
+    /// There is none: plugins run alone
+    #[arg(long)]
+    no_api: bool,
     /// A NIC, and its machine's holder, that asks on the wire who has the pods' addresses
     #[arg(long, value_name = "PID:NIC")]
     wire: Vec<String>,
@@ -54,9 +57,10 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<Vec<Finding>> {
     let source = match &args.api_socket {
-        Some(socket) => Source::Socket(socket.clone()),
-        None if args.api_command.is_empty() => bail!("--api-socket or --api-command says where the API is"),
-        None => Source::Command(args.api_command.clone()),
+        Some(socket) => Some(Source::Socket(socket.clone())),
+        None if !args.api_command.is_empty() => Some(Source::Command(args.api_command.clone())),
+        None if args.no_api => None,
+        None => bail!("--api-socket, --api-command or --no-api says where the API is"),
     };
     let pair = |text: &str, by: char| -> Result<(String, String)> {
         let (a, b) = text.split_once(by).with_context(|| format!("{text:?} is not two parts with {by:?} between"))?;
@@ -69,7 +73,10 @@ fn run(args: &Args) -> Result<Vec<Finding>> {
     let deadline = Instant::now() + Duration::from_secs(args.settle);
     let mut steady = Steady::default();
     loop {
-        let mut facts = Facts { api: api::read(&source)?, ..Facts::default() };
+        let mut facts = Facts::default();
+        if let Some(source) = &source {
+            facts.api = api::read(source)?;
+        }
         for (name, pid) in &nodes {
             facts.machines.push(machine::read(name, *pid, &args.uplinks)?);
         }
