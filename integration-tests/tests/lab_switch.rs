@@ -364,7 +364,11 @@ fn a_bond_goes_on_over_the_other_link_when_one_fails() {
         });
         world.reaches_the_router();
         let at = From { space: &world.lab.switch, netns: None };
-        let passed = captured(at, other.1, "icmp", || world.pings()).unwrap();
+        let passed = captured(at, other.1, "icmp", || {
+            world.reaches_the_router();
+            Ok(())
+        });
+        let passed = passed.unwrap();
         assert!(passed.contains("ICMP echo request") && passed.contains("ICMP echo reply"), "{passed}");
         world.lab.switch.ip_batch(&format!("link set {mine} up\n")).unwrap();
         world.wait("both links are up again", |w| {
@@ -378,6 +382,7 @@ fn a_bond_goes_on_over_the_other_link_when_one_fails() {
     world.becomes("list-ports br1", "eth0");
     world.reaches_the_router();
     world.no_bridge();
+    space.ip_batch("link del eth1\n").unwrap();
 }
 
 #[test]
@@ -471,6 +476,7 @@ fn columns_of_a_running_bridge_are_changed_and_reverted() {
     assert_eq!(world.vsctl("list-ports br1"), "eth0\ntheirs");
     world.reaches_the_router();
     assert_eq!(world.link("br1")["mtu"], 1450);
+    world.vsctl("del-port br1 theirs");
 }
 
 #[test]
