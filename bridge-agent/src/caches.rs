@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use api::convert::Checked;
 use api::{NetworkAttachmentDefinition, NodeNetwork, PoolMap, SpiderCoordinator, SpiderIPPool, SpiderReservedIP};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -173,25 +173,21 @@ pub enum CacheError {
 pub struct Caches {
     client: Client,
     shutdown: Shutdown,
-    pods: Store<Pod>,
-    pods_changed: watch::Receiver<u64>,
-    namespaces: Store<Namespace>,
-    nads: Store<NetworkAttachmentDefinition>,
-    pools: Store<SpiderIPPool>,
-    pools_changed: watch::Receiver<u64>,
-    reserved: Store<SpiderReservedIP>,
-    reserved_changed: watch::Receiver<u64>,
+    pods: Followed<Pod>,
+    namespaces: Followed<Namespace>,
+    nads: Followed<NetworkAttachmentDefinition>,
+    pools: Followed<SpiderIPPool>,
+    reserved: Followed<SpiderReservedIP>,
     checked: Arc<Mutex<Option<LastChecked>>>,
-    coordinators: Store<SpiderCoordinator>,
-    node_network: Store<NodeNetwork>,
-    node_network_changed: watch::Receiver<u64>,
+    coordinators: Followed<SpiderCoordinator>,
+    node_network: Followed<NodeNetwork>,
     node: Arc<str>,
     maps: Arc<Mutex<HashMap<String, MapWatch>>>,
 }
 
 impl Debug for Caches {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Caches").field("node", &self.node).field("pods", &self.pods.len()).finish_non_exhaustive()
+        f.debug_struct("Caches").field("node", &self.node).field("pods", &self.pods.store.len()).finish_non_exhaustive()
     }
 }
 
@@ -211,30 +207,17 @@ impl Caches {
     /// Starts all watches. Needs a running tokio runtime.
     pub fn start(client: &Client, node: &str, shutdown: &Shutdown) -> Self {
         let any = || watcher::Config::default().any_semantic();
-        let (pods, pods_changed) =
-            follow::<Pod>(Api::all(client.clone()), any().fields(&format!("spec.nodeName={node}")), shutdown);
-        let (namespaces, _) = follow(Api::all(client.clone()), any(), shutdown);
-        let (nads, _) = follow(Api::all(client.clone()), any(), shutdown);
-        let (pools, pools_changed) = follow(Api::all(client.clone()), any(), shutdown);
-        let (reserved, reserved_changed) = follow(Api::all(client.clone()), any(), shutdown);
-        let (coordinators, _) = follow(Api::all(client.clone()), any(), shutdown);
-        let (node_network, node_network_changed) =
-            follow(Api::all(client.clone()), any().fields(&format!("metadata.name={node}")), shutdown);
         Self {
             client: client.clone(),
             shutdown: shutdown.clone(),
-            pods,
-            pods_changed,
-            namespaces,
-            nads,
-            pools,
-            pools_changed,
-            reserved,
-            reserved_changed,
+            pods: follow(Api::all(client.clone()), any().fields(&format!("spec.nodeName={node}")), shutdown),
+            namespaces: follow(Api::all(client.clone()), any(), shutdown),
+            nads: follow(Api::all(client.clone()), any(), shutdown),
+            pools: follow(Api::all(client.clone()), any(), shutdown),
+            reserved: follow(Api::all(client.clone()), any(), shutdown),
             checked: Arc::default(),
-            coordinators,
-            node_network,
-            node_network_changed,
+            coordinators: follow(Api::all(client.clone()), any(), shutdown),
+            node_network: follow(Api::all(client.clone()), any().fields(&format!("metadata.name={node}")), shutdown),
             node: node.into(),
             maps: Arc::default(),
         }
@@ -242,43 +225,40 @@ impl Caches {
 
     /// Returns when everything that choosing an address looks at has been listed once.
     pub async fn ready_for_addresses(&self) -> Result<(), CacheError> {
-        ready(&self.pools, "SpiderIPPools", READY_WAIT).await?;
-        ready(&self.reserved, "SpiderReservedIPs", READY_WAIT).await?;
-        ready(&self.namespaces, "Namespaces", READY_WAIT).await
+        self.pools.ready("SpiderIPPools", READY_WAIT).await?;
+        self.reserved.ready("SpiderReservedIPs", READY_WAIT).await?;
+        self.namespaces.ready("Namespaces", READY_WAIT).await
     }
 
     /// Of what an ADD looks at, the first that has never been listed.
     pub fn missing(&self) -> Option<&'static str> {
-        fn is_ready<K: Resource<DynamicType = ()> + Clone + 'static>(store: &Store<K>) -> bool {
-            store.wait_until_ready().now_or_never().is_some_and(|r| r.is_ok())
-        }
         [
-            ("Pods", is_ready(&self.pods)),
-            ("NetworkAttachmentDefinitions", is_ready(&self.nads)),
-            ("SpiderIPPools", is_ready(&self.pools)),
-            ("SpiderReservedIPs", is_ready(&self.reserved)),
-            ("Namespaces", is_ready(&self.namespaces)),
+            ("Pods", self.pods.is_ready()),
+            ("NetworkAttachmentDefinitions", self.nads.is_ready()),
+            ("SpiderIPPools", self.pools.is_ready()),
+            ("SpiderReservedIPs", self.reserved.is_ready()),
+            ("Namespaces", self.namespaces.is_ready()),
         ]
         .into_iter()
         .find_map(|(what, ready)| (!ready).then_some(what))
     }
 
     pub async fn ready_for_networks(&self) -> Result<(), CacheError> {
-        ready(&self.nads, "NetworkAttachmentDefinitions", READY_WAIT).await
+        self.nads.ready("NetworkAttachmentDefinitions", READY_WAIT).await
     }
 
     pub async fn ready_for_coordinator(&self) -> Result<(), CacheError> {
-        ready(&self.coordinators, "SpiderCoordinators", COORDINATOR_WAIT).await
+        self.coordinators.ready("SpiderCoordinators", COORDINATOR_WAIT).await
     }
 
     /// The pod of a CNI call: from the watch, else after a bounded wait from the API server.
     pub async fn pod(&self, want: &PodRef) -> Result<Arc<Pod>, PodError> {
         let key = ObjectRef::<Pod>::new(&want.name).within(&want.namespace);
-        let mut changed = self.pods_changed.clone();
+        let mut changed = self.pods.changes.clone();
         let seen = async {
             loop {
                 changed.borrow_and_update();
-                if let Some(p) = self.pods.get(&key).filter(|p| p.is(&want.uid)) {
+                if let Some(p) = self.pods.store.get(&key).filter(|p| p.is(&want.uid)) {
                     return p;
                 }
                 if changed.changed().await.is_err() {
@@ -307,30 +287,30 @@ impl Caches {
 
     /// As the watch has it, whatever its state.
     pub fn pod_now(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        self.pods.get(&ObjectRef::new(name).within(namespace))
+        self.pods.store.get(&ObjectRef::new(name).within(namespace))
     }
 
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
-        self.namespaces.get(&ObjectRef::new(name))
+        self.namespaces.store.get(&ObjectRef::new(name))
     }
 
     pub fn nad(&self, namespace: &str, name: &str) -> Option<Arc<NetworkAttachmentDefinition>> {
-        self.nads.get(&ObjectRef::new(name).within(namespace))
+        self.nads.store.get(&ObjectRef::new(name).within(namespace))
     }
 
     pub fn pools(&self) -> Vec<Arc<SpiderIPPool>> {
-        self.pools.state()
+        self.pools.store.state()
     }
 
     /// All pools as they may be used, read anew only after one of them or of the reserved addresses changed.
     pub fn checked_pools(&self) -> Arc<Checked> {
         // The counters first: what changes after this is read again at the next call.
-        let changes = (*self.pools_changed.borrow(), *self.reserved_changed.borrow());
+        let changes = (*self.pools.changes.borrow(), *self.reserved.changes.borrow());
         let mut last = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some(l) if l.changes == changes => l.checked.clone(),
             _ => {
-                let (all, kept) = (self.pools.state(), self.reserved.state());
+                let (all, kept) = (self.pools.store.state(), self.reserved.store.state());
                 let checked = Arc::new(api::convert::pools(all.iter().map(AsRef::as_ref), kept.iter().map(AsRef::as_ref)));
                 *last = Some(LastChecked { changes, checked: checked.clone() });
                 checked
@@ -339,22 +319,22 @@ impl Caches {
     }
 
     pub fn coordinator(&self, name: &str) -> Option<Arc<SpiderCoordinator>> {
-        self.coordinators.get(&ObjectRef::new(name))
+        self.coordinators.store.get(&ObjectRef::new(name))
     }
 
     pub fn node_network(&self) -> Option<Arc<NodeNetwork>> {
-        self.node_network.get(&ObjectRef::new(&self.node))
+        self.node_network.store.get(&ObjectRef::new(&self.node))
     }
 
     /// Marked whenever the NodeNetwork may have changed.
     pub fn node_network_changed(&self) -> watch::Receiver<u64> {
-        self.node_network_changed.clone()
+        self.node_network.changes.clone()
     }
 
     /// Whether the first list of the NodeNetwork is there: before it, absence says nothing.
     pub async fn ready_for_node(&self) {
         // An error means that the watch has ended, which it does at shutdown only.
-        let _ = self.node_network.wait_until_ready().await;
+        let _ = self.node_network.changes.clone().wait_for(|n| *n > 0).await;
     }
 
     /// The maps of all pools in use here that have one.
@@ -372,7 +352,7 @@ impl Caches {
         }
         // As many watches as there are pools in use: those of deleted pools end when a new one begins.
         maps.retain(|name, w| {
-            let lives = self.pools.get(&ObjectRef::new(name)).is_some();
+            let lives = self.pools.store.get(&ObjectRef::new(name)).is_some();
             if !lives {
                 w.task.abort();
             }
@@ -415,13 +395,32 @@ impl Caches {
     }
 }
 
-async fn ready<K>(store: &Store<K>, what: &'static str, wait: Duration) -> Result<(), CacheError>
+/// What one watch has brought.
+#[derive(Clone)]
+struct Followed<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    match tokio::time::timeout(wait, store.wait_until_ready()).await {
-        Ok(Ok(())) => Ok(()),
-        _ => Err(CacheError::NotReady(what)),
+    store: Store<K>,
+    /// How often the store has changed; its first list is the first time. The store's own `wait_until_ready` wakes only the last of
+    /// several who wait.
+    changes: watch::Receiver<u64>,
+}
+
+impl<K> Followed<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    fn is_ready(&self) -> bool {
+        *self.changes.borrow() > 0
+    }
+
+    async fn ready(&self, what: &'static str, wait: Duration) -> Result<(), CacheError> {
+        let mut changes = self.changes.clone();
+        match tokio::time::timeout(wait, changes.wait_for(|n| *n > 0)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(CacheError::NotReady(what)),
+        }
     }
 }
 
@@ -460,8 +459,8 @@ impl StreamBackoff for WatchBackoff {
     fn reset(&mut self) {}
 }
 
-/// Starts one watch; the counter goes up with every event.
-fn follow<K>(api: Api<K>, config: watcher::Config, shutdown: &Shutdown) -> (Store<K>, watch::Receiver<u64>)
+/// Starts one watch.
+fn follow<K>(api: Api<K>, config: watcher::Config, shutdown: &Shutdown) -> Followed<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
@@ -484,14 +483,17 @@ where
             match event {
                 Some(Ok(e)) => {
                     writer.apply_watcher_event(&e);
-                    tx.send_modify(|n| *n += 1);
+                    // A list is taken over when it is whole.
+                    if !matches!(e, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                        tx.send_modify(|n| *n += 1);
+                    }
                 }
                 Some(Err(e)) => tracing::warn!(kind = %K::kind(&()), error = %e, "watch failed, will retry"),
                 None => return,
             }
         }
     });
-    (store, rx)
+    Followed { store, changes: rx }
 }
 
 /// Evenly in [0, 1): each `RandomState` has keys of its own.

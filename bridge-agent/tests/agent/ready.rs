@@ -142,3 +142,24 @@ async fn a_coordinator_that_is_not_ready_is_a_condition() {
     put(json!({"phase":"Synced","reason":null,"serviceCIDR":["10.96.0.0/12"]})).await;
     assert_eq!(text(&conditions(&w).await, "CoordinatorReady"), "True Synced: its CIDRs are known");
 }
+
+#[tokio::test]
+async fn all_who_wait_for_the_first_lists_go_on_when_they_are_there() {
+    let w = World::new().await;
+    let shutdown = runtime::Shutdown::new();
+    let caches = bridge_agent::caches::Caches::start(&w.client, "n1", &shutdown);
+    let began = std::time::Instant::now();
+    // Each in a task of its own, as calls are.
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let caches = caches.clone();
+            tokio::spawn(async move { caches.ready_for_addresses().await })
+        })
+        .collect();
+    // Whoever only looks takes nobody's place.
+    w.until("everything is listed", || caches.missing().is_none()).await;
+    for one in waiting {
+        one.await.unwrap().unwrap();
+    }
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "they went on when their time was over: {:?}", began.elapsed());
+}
