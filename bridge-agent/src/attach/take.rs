@@ -74,8 +74,10 @@ impl<H: Host + 'static> Agent<H> {
         let identity = ipam::Identity::of_pod(namespace, name, controller, &nic.nic, !wanted.is_empty());
         let identity = identity.as_ref().map(identity_object);
         let holder = Holder { interface: nic.nic.clone(), ..words.holder.clone() };
+        let is_named = |family: Family| wanted.iter().any(|w| Family::of(w.ip) == family);
         let before = match &identity {
-            Some(i) if wanted.is_empty() => self.addresses_before(i, &nic.nic).await?,
+            // Of a family that is not named it is the one it had.
+            Some(i) if families(nic).iter().any(|(f, _)| !is_named(*f)) => self.addresses_before(i, &nic.nic).await?,
             _ => Vec::new(),
         };
         if let Some(w) = wanted.iter().find(|w| !families(nic).iter().any(|(f, _)| *f == Family::of(w.ip))) {

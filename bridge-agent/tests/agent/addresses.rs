@@ -443,3 +443,27 @@ async fn our_ipam_serves_a_foreign_main_plugin() {
     assert!(w.leases().await.is_empty());
     assert_eq!(w.check("c1", "eth0", &conf, &result, Some(&a)).await.unwrap_err().code, Error::CHECK);
 }
+
+#[tokio::test]
+async fn of_a_family_that_is_not_named_the_next_life_has_the_same_address() {
+    let w = World::new().await;
+    w.v4("p4", "10.6.1.10-10.6.1.250").await;
+    w.pool("p6", json!({"subnet":"fd00::/64","ips":["fd00::10-fd00::fff"],"gateway":"fd00::1"})).await;
+    let named = |v4: &str| json!({"ipam.spidernet.io/ippool":r#"{"ipv4":["p4"],"ipv6":["p6"]}"#, "mooring.dev/ips": v4});
+    let mut lives = Vec::new();
+    for (i, v4) in ["10.6.1.99", "10.6.1.99", "10.6.1.98"].into_iter().enumerate() {
+        let pod = w.pod("a", named(v4)).await;
+        let container = format!("c{i}");
+        let result = w.add(&container, "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap();
+        assert_eq!(result["ips"][0]["address"], format!("{v4}/16"));
+        lives.push(result["ips"][1]["address"].clone());
+        w.del(&container, "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap();
+        w.delete_pod("a").await;
+    }
+    assert!(lives.iter().all(|a| *a == lives[0]), "{lives:?}");
+    // Nothing is kept but what the last life had.
+    let mut kept: Vec<String> = w.leases().await.into_iter().map(|l| l.spec.address).collect();
+    kept.sort();
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    assert_eq!(kept[0], "10.6.1.98");
+}
