@@ -454,9 +454,9 @@ impl Leases {
                 Reply::Deleted
             }
             Request::ListNode => {
-                let by_node = by_label(keys::LEASE_NODE, &label_value(&self.0.node));
-                // The first one as it is now: ADDs count on it that nothing of ours is missing.
-                let params = if *self.0.listed.borrow() { by_node } else { ListParams { version_match: None, ..by_node } };
+                // Also the first one: a consistent list of a label took 10 s at 78,000 leases, and the cache is behind by less than a
+                // start takes.
+                let params = by_label(keys::LEASE_NODE, &label_value(&self.0.node));
                 let all = api.list(&params).await?;
                 // Two long names may share a label's value.
                 Reply::Leases(all.items.iter().filter_map(value_of).filter(|l| *l.node == *self.0.node).collect())
