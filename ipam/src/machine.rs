@@ -179,6 +179,12 @@ impl Pool {
         self.first.get_or_insert_with(|| positions().unwrap_or_default()).clone()
     }
 
+    /// Another one has the address, or is to have it, whatever the map says.
+    fn learn(&mut self, now: Time, ip: IpAddr) {
+        self.learned.conflict(ip);
+        self.learned_at = now;
+    }
+
     /// An ADD asks, here or elsewhere: a burst is not over.
     fn put_off_fill(&mut self, now: Time) {
         if let Some((at, latest)) = &mut self.fill {

@@ -104,14 +104,19 @@ impl Machine {
                     return self.send_slot(now, name, Verb::Update, Some(l.version.clone()), Request::Update(l));
                 }
                 Act::Delete(l) => {
+                    // Whoever asks for it is to have it, and not this node's next spare.
+                    if l.wanted.is_some()
+                        && let Some(pool) = self.pools.get_mut(&slot.pool)
+                    {
+                        pool.learn(now, name.ip);
+                    }
                     return self.send_slot(now, name, Verb::Delete, Some(l.version.clone()), Request::Delete(l));
                 }
                 Act::Done => return self.done(now, name),
                 Act::Forget => return self.forget(now, name),
                 Act::Next => {
                     if let Some(pool) = self.pools.get_mut(&slot.pool) {
-                        pool.learned.conflict(name.ip);
-                        pool.learned_at = now;
+                        pool.learn(now, name.ip);
                     }
                     self.forget(now, name);
                     return self.ask_goes_on(ask);
@@ -143,7 +148,9 @@ impl Machine {
                     }
                 }
                 Act::Contested(lease) => {
-                    slot.retry_at = Some(now + CONTEST_EVERY);
+                    // A spare was asked for, and comes back within seconds.
+                    let spare = lease.holder.is_none() && lease.quarantine.is_none();
+                    slot.retry_at = Some(now + if spare { ask::POLL } else { CONTEST_EVERY });
                     slot.seen = Seen::Unknown;
                     let told = slot.reported.replace(lease.version.clone());
                     if let Want::Hold(h) = &slot.want

@@ -33,6 +33,22 @@ fn an_identity_whose_address_etcd_forgot_is_not_sent_to_who_has_it_now_for_ever(
 }
 
 #[test]
+fn a_spare_that_a_running_sandbox_asks_back_is_not_made_again_before_it_gets_it() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    let actions = [
+        (29, create(1, 0, Asks::Any)),
+        (98, What::Restore { by_ms: 36_553, bump: false }),
+        (147, What::WatchesLost { node: 1, ms: 3257 }),
+        (2774, create(3, 1, Asks::Any)),
+        (83_048, create(4, 0, Asks::Address(3))),
+        (151_590, create(6, 1, Asks::Any)),
+    ];
+    let actions = actions.iter().map(|(ms, what)| Action { at: Duration::from_millis(*ms), what: *what }).collect();
+    let s = Schedule { seed: 265_087, nodes: 2, addresses: 29, second: 0, v6: 13, actions };
+    assert!(run(&s).is_ok(), "{}", crate::explain(&s));
+}
+
+#[test]
 fn an_add_that_may_not_get_the_address_is_not_its_holder() {
     let create = |pod, asks| What::Create { pod, node: 1, asks };
     passes(
