@@ -160,6 +160,8 @@ pub struct LeaseView {
     pub wanted: bool,
     /// Somebody declared by hand that the agent which has it is gone.
     pub released: bool,
+    /// Since when nobody has it, in Unix seconds.
+    pub released_at: Option<i64>,
     pub quarantine: Option<Box<Quarantined>>,
     pub sighting: Option<Box<Sighted>>,
     pub resource_version: String,
@@ -199,6 +201,7 @@ impl LeaseView {
             fixed: self.fixed,
             wanted: self.wanted,
             quarantined: self.quarantine.as_ref().map(|q| q.since),
+            released: self.released_at,
         }
     }
 
@@ -378,6 +381,7 @@ fn view(l: &AddressLease) -> Option<LeaseView> {
             .map(|i| format!("{:?}/{}/{}/{}", i.kind, i.namespace, i.name, i.interface).into()),
         wanted: l.spec.wanted.is_some(),
         released: !l.spec.agent_id.is_empty() && l.annotations().get(keys::RELEASED) == Some(&l.spec.agent_id),
+        released_at: l.spec.released_at.as_ref().map(|at| at.parse::<Timestamp>().map_or(0, Timestamp::as_second)),
         quarantine: l.spec.quarantine.as_ref().map(|q| {
             let since = q.at.parse::<Timestamp>().map_or(0, Timestamp::as_second);
             Box::new(Quarantined { mac: q.mac.clone(), node: q.node.clone(), since })
@@ -406,9 +410,12 @@ pub struct State {
 }
 
 impl State {
-    /// Something is to be decided that no change tells of: a quarantine ends, or a fence.
+    /// Something is to be decided that no change tells of: a quarantine ends, or a fence, or an identity has had a second address
+    /// for long.
     pub fn waits_for_the_clock(&self) -> bool {
-        self.leases.orphans().next().is_some() || self.nodes.iter().any(|(_, n)| n.is_out_of_service())
+        self.leases.orphans().next().is_some()
+            || self.leases.of_identities_with_several().next().is_some()
+            || self.nodes.iter().any(|(_, n)| n.is_out_of_service())
     }
 
     /// Nothing is decided before every watch has brought its first list: what has not come yet would look deleted.

@@ -15,6 +15,9 @@ pub const QUARANTINE_SECS: i64 = 600;
 /// How long after the declaration leases of a dead machine are looked for, in seconds. Its last creates may still be under way
 /// then: an API server ends each after 60 s; the rest is for a watch that lags.
 pub const FENCE_SECS: i64 = 90;
+/// How long an address that is kept for an identity is left alone while another seems to be in use, in seconds: what is in use may
+/// be such a late create itself, which its own agent takes back within 90 s.
+pub const SUPERFLUOUS_SECS: i64 = 600;
 /// Addresses that one map asks back, as the schema has it. One is asked back for an ADD that waits 5 s, so that more are not
 /// asked for together; the rest comes in the next map.
 pub const MAX_RECALL: usize = 256;
@@ -33,6 +36,8 @@ pub struct Lease<'a> {
     pub wanted: bool,
     /// Since when nobody may have it, in Unix seconds.
     pub quarantined: Option<i64>,
+    /// Since when nobody has it, in Unix seconds, where somebody had.
+    pub released: Option<i64>,
 }
 
 impl Lease<'_> {
@@ -144,11 +149,13 @@ pub fn fence<'a>(
     }
 }
 
-/// Of the leases of one identity in one family: those kept for it although a sandbox has another. A create that was carried out
-/// long after its ADD was given up, by an agent that died meanwhile, leaves one behind; an identity has one address of a family.
-pub fn superfluous<'a>(of_identity: impl IntoIterator<Item = Lease<'a>>) -> Vec<IpAddr> {
+/// Of the leases of one identity in one family: those kept for it although a sandbox has another, and has had for long. A create
+/// that was carried out long after its ADD was given up, by an agent that died meanwhile, leaves one behind; an identity has one
+/// address of a family. `now`: Unix seconds.
+pub fn superfluous<'a>(of_identity: impl IntoIterator<Item = Lease<'a>>, now: i64) -> Vec<IpAddr> {
     let (held, rest): (Vec<_>, Vec<_>) = of_identity.into_iter().partition(|l| l.held);
-    let kept = rest.iter().filter(|l| l.node.is_empty() && l.quarantined.is_none());
+    let long = |l: &&Lease<'_>| l.released.is_none_or(|at| (now - at).abs() >= SUPERFLUOUS_SECS);
+    let kept = rest.iter().filter(|l| l.node.is_empty() && l.quarantined.is_none()).filter(long);
     if held.is_empty() { Vec::new() } else { kept.map(|l| l.ip).collect() }
 }
 
@@ -166,7 +173,7 @@ mod tests {
     fn lease(last: u8, node: &'static str, held: bool) -> Lease<'static> {
         let agent_id = if node.is_empty() { "" } else { "a" };
         let ip = IpAddr::from([10, 0, 0, last]);
-        Lease { ip, node, agent_id, held, fixed: false, wanted: false, quarantined: None }
+        Lease { ip, node, agent_id, held, fixed: false, wanted: false, quarantined: None, released: None }
     }
 
     fn all(_: &str) -> bool {
@@ -253,11 +260,18 @@ mod tests {
     fn an_identity_keeps_no_second_address_beside_the_one_that_is_used() {
         let fixed = |last, node, held| Lease { fixed: true, ..lease(last, node, held) };
         let (ip, none) = (|n| IpAddr::from([10, 0, 0, n]), Vec::<IpAddr>::new());
-        assert_eq!(superfluous([fixed(1, "", false), fixed(2, "n1", true), fixed(3, "", false)]), [ip(1), ip(3)]);
-        assert_eq!(superfluous([fixed(1, "", false), fixed(2, "", false)]), none, "which one comes back nobody knows");
-        assert_eq!(superfluous([fixed(1, "n2", false), fixed(2, "n1", true)]), none, "its agent is about to give it back");
+        let superfluous = |leases: &[Lease<'static>]| superfluous(leases.iter().copied(), 10_000);
+        let since = |at, l| Lease { released: Some(at), ..l };
+        assert_eq!(superfluous(&[fixed(1, "", false), fixed(2, "n1", true), since(9_400, fixed(3, "", false))]), [ip(1), ip(3)]);
+        assert_eq!(
+            superfluous(&[since(9_401, fixed(1, "", false)), fixed(2, "n1", true)]),
+            none,
+            "the other may be the late one"
+        );
+        assert_eq!(superfluous(&[fixed(1, "", false), fixed(2, "", false)]), none, "which one comes back nobody knows");
+        assert_eq!(superfluous(&[fixed(1, "n2", false), fixed(2, "n1", true)]), none, "its agent is about to give it back");
         let quarantined = Lease { quarantined: Some(1), ..fixed(1, "", false) };
-        assert_eq!(superfluous([quarantined, fixed(2, "n1", true)]), none, "ends by itself");
+        assert_eq!(superfluous(&[quarantined, fixed(2, "n1", true)]), none, "ends by itself");
     }
 
     #[test]

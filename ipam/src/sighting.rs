@@ -71,7 +71,7 @@ mod tests {
     }
 
     fn lease(n: usize, node: &str, held: bool) -> Lease<'_> {
-        Lease { ip: ip(n), node, agent_id: "a", held, fixed: false, wanted: false, quarantined: None }
+        Lease { ip: ip(n), node, agent_id: "a", held, fixed: false, wanted: false, quarantined: None, released: None }
     }
 
     fn decided<'a>(leases: &[(Lease<'a>, Option<Heard>)], now: i64) -> Vec<(IpAddr, &'a str)> {

@@ -37,7 +37,7 @@ pub fn decide(state: &State, now: &Stamp) -> Vec<Write> {
         out.extend(how.map(|how| lose(l, how, now)));
     }
     for leases in state.leases.of_identities_with_several() {
-        let ips = fleet::superfluous(leases.iter().map(|l| l.fleet()));
+        let ips = fleet::superfluous(leases.iter().map(|l| l.fleet()), now.0.as_second());
         let kept = leases.into_iter().filter(|l| !l.held && ips.contains(&l.ip));
         out.extend(kept.map(|l| lose(l, Loss::Delete, now)));
     }
@@ -199,6 +199,11 @@ mod tests {
         let lost = decided(None, vec![kept("10.0.0.1"), held(), kept("fd00::1")]);
         assert_eq!(lost.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), ["default.v4-10-0-0-1"]);
         assert_eq!(lost[0].op, Op::Delete { uid: None, resource_version: Some("rv-10.0.0.1".into()) });
+        let lately = |mut l: AddressLease| {
+            l.spec.released_at = Some("2025-12-31T23:59:00Z".into());
+            l
+        };
+        assert_eq!(decided(None, vec![lately(kept("10.0.0.1")), held()]), vec![], "what is held may be the late one");
         assert_eq!(decided(None, vec![kept("10.0.0.1"), kept("10.0.0.2")]), vec![], "none is used");
         let of_controller = |mut l: AddressLease| {
             l.spec.identity.as_mut().unwrap().kind = IdentityKind::Pod;

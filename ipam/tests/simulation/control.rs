@@ -202,9 +202,15 @@ impl World {
             }
         }
         let mut drop = Vec::new();
+        let (wall, mut waits) = (self.wall(self.controller.wall), false);
         for leases in of.into_values().filter(|l| l.len() > 1) {
-            let ips = fleet::superfluous(leases.iter().map(|l| self.of_fleet(l)));
+            let ips = fleet::superfluous(leases.iter().map(|l| self.of_fleet(l)), wall);
+            waits |= ips.is_empty();
             drop.extend(leases.into_iter().filter(|l| ips.contains(&l.name.ip)).cloned());
+        }
+        if waits && self.controller.tick <= self.now {
+            self.controller.tick = self.now + QUARANTINES;
+            self.at(self.controller.tick, Ev::Control);
         }
         drop.into_iter().all(|l| self.lose(l, Loss::Delete))
     }
@@ -230,6 +236,9 @@ impl World {
         let (_, changed) = self.server.carry_out(self.now, &request, false);
         self.note(|| format!("controller {}{}", say(&request), if changed.is_some() { "" } else { ": a conflict" }));
         if changed.is_some() {
+            if matches!(how, Loss::Empty) {
+                self.given_back.insert(name.clone(), self.wall(self.controller.wall));
+            }
             self.changed(&name);
         }
         true
@@ -244,6 +253,7 @@ impl World {
             fixed: l.identity.is_some(),
             wanted: l.wanted.is_some(),
             quarantined: l.quarantine.as_ref().map(|_| self.quarantined.get(&l.name).copied().unwrap_or_default()),
+            released: l.released.then(|| self.given_back.get(&l.name).copied().unwrap_or_default()),
         }
     }
 

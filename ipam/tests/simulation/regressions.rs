@@ -10,8 +10,17 @@ fn passes(seed: u64, nodes: usize, addresses: usize, actions: &[(u64, What)]) {
 }
 
 fn passes_with(seed: u64, nodes: usize, addresses: usize, second: usize, actions: &[(u64, What)]) {
+    passes_on(Schedule { seed, nodes, addresses, second, v6: 0, actions: Vec::new() }, actions);
+}
+
+/// Two nodes, both families.
+fn passes_dual(seed: u64, addresses: usize, v6: usize, actions: &[(u64, What)]) {
+    passes_on(Schedule { seed, nodes: 2, addresses, second: 0, v6, actions: Vec::new() }, actions);
+}
+
+fn passes_on(s: Schedule, actions: &[(u64, What)]) {
     let actions = actions.iter().map(|(ms, what)| Action { at: Duration::from_millis(*ms), what: *what }).collect();
-    let s = Schedule { seed, nodes, addresses, second, v6: 0, actions };
+    let s = Schedule { actions, ..s };
     assert!(run(&s).is_ok(), "{}", crate::explain(&s));
 }
 
@@ -43,9 +52,24 @@ fn a_spare_that_a_running_sandbox_asks_back_is_not_made_again_before_it_gets_it(
         (83_048, create(4, 0, Asks::Address(3))),
         (151_590, create(6, 1, Asks::Any)),
     ];
-    let actions = actions.iter().map(|(ms, what)| Action { at: Duration::from_millis(*ms), what: *what }).collect();
-    let s = Schedule { seed: 265_087, nodes: 2, addresses: 29, second: 0, v6: 13, actions };
-    assert!(run(&s).is_ok(), "{}", crate::explain(&s));
+    passes_dual(265_087, 29, 13, &actions);
+}
+
+#[test]
+fn a_late_create_for_an_identity_does_not_cost_it_the_address_that_it_has() {
+    let create = |pod, node, asks| What::Create { pod, node, asks };
+    let actions = [
+        (26, What::Requests { node: 1, mode: Mode::Late, percent: 50, ms: 10_616 }),
+        (194, create(0, 1, Asks::Ordinal(1))),
+        (2796, create(1, 1, Asks::Address(13))),
+        (3536, create(3, 0, Asks::Address(17))),
+        (6370, create(4, 0, Asks::Any)),
+        (6381, create(5, 0, Asks::Ordinal(1))),
+        (7192, create(6, 1, Asks::Any)),
+        (9877, What::Recreate { node: 0, ms: 16_360 }),
+        (12_464, create(7, 1, Asks::Address(4))),
+    ];
+    passes_dual(303_025, 34, 14, &actions);
 }
 
 #[test]

@@ -104,6 +104,8 @@ pub struct World {
     pub strangers: BTreeMap<Name, Duration>,
     /// Since when an address is in quarantine, by the wall clock of the agent that wrote it.
     pub quarantined: BTreeMap<Name, i64>,
+    /// Wall clock of whoever gave a lease back.
+    pub given_back: BTreeMap<Name, i64>,
     pub controller: Controller,
     pub containers: u64,
     agents: u64,
@@ -151,6 +153,7 @@ impl World {
             index: BTreeMap::new(),
             strangers: BTreeMap::new(),
             quarantined: BTreeMap::new(),
+            given_back: BTreeMap::new(),
             controller: Controller::default(),
             containers: 0,
             agents: 0,
@@ -270,6 +273,10 @@ impl World {
                     if quarantined(self, &name) {
                         let wall = self.wall(self.nodes[node].wall);
                         self.quarantined.insert(name.clone(), wall);
+                    }
+                    if self.server.leases.get(&name).is_some_and(|l| l.released) {
+                        let wall = self.wall(self.nodes[node].wall);
+                        self.given_back.insert(name.clone(), wall);
                     }
                     self.changed(&name);
                 }
