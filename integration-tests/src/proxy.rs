@@ -253,7 +253,9 @@ mod tests {
         assert!(asked(&proxy).starts_with("GET"));
         assert!(began.elapsed() >= Duration::from_millis(100));
         let (counts, most) = proxy.take_counts();
-        assert_eq!((counts["GET pods"], most), (5, 1));
+        assert_eq!(counts["GET pods"], 5);
+        // One is in hand until its connection is taken down, a moment after its end is seen.
+        assert!((1..=2).contains(&most), "{most}");
         // A connection that has ended holds no file descriptor.
         let deadline = std::time::Instant::now() + Duration::from_secs(5);
         while !locked(&proxy.shared.open).is_empty() {

@@ -58,10 +58,13 @@ fn stopped(w: &mut Rounds, other: impl Fn(&Rounds) -> bool) -> Result<Option<Str
         }
         if !came && other(w) {
             // What is written behind the reply has its steps as well.
-            (came, deadline) = (true, Instant::now() + Duration::from_millis(700));
+            (came, deadline) = (true, Instant::now() + Duration::from_millis(1500));
         }
         if came && Instant::now() > deadline {
-            return Ok(None);
+            // One that is still armed could end while it is judged.
+            let over = w.product.take_agent(&w.lab.nodes[0])?.stop().is_err();
+            w.product.start_agent(&w.lab, &w.lab.nodes[0])?;
+            return Ok(over.then(|| "stopped at a step of what is written behind".to_owned()));
         }
         ensure!(Instant::now() < deadline, "the agent neither stops nor ends the call");
         std::thread::sleep(Duration::from_millis(20));
