@@ -140,12 +140,15 @@ impl World {
                 continue;
             }
             let excused = match (p.asks, &p.refused) {
-                // Somebody else has that address, or it is kept for another.
+                // Somebody else has that address, or it is kept for another; or there is none of the other family, so that it
+                // would not run, nor do those who take that address for a moment.
                 (Asks::Address(k), Some(TakeError::Refused { .. } | TakeError::Busy { .. })) => {
                     let me = format!("app-{k}");
-                    self.server.leases.values().any(|l| {
-                        l.name.ip == self.address(k) && (l.holder.is_some() || l.identity.as_ref().is_some_and(|i| i.name != me))
-                    })
+                    full.contains(&Family::V6)
+                        || self.server.leases.values().any(|l| {
+                            l.name.ip == self.address(k)
+                                && (l.holder.is_some() || l.identity.as_ref().is_some_and(|i| i.name != me))
+                        })
                 }
                 // The one that is kept for it is not taken.
                 (asks, _) => full.iter().any(|f| {
