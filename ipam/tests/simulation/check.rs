@@ -240,6 +240,12 @@ impl World {
         let waiting = self.pods.values().filter(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_))).count();
         let given: Vec<usize> = self.families.iter().map(|f| self.given(*f)).collect();
         let more = self.families.iter().zip(&given).map(|(f, given)| self.size(*f) - given).min().unwrap_or_default();
+        // An identity's second address is given up in the middle of it.
+        let mut of = BTreeMap::new();
+        for l in self.server.leases.values() {
+            *of.entry((l.identity.clone(), Family::of(l.name.ip))).or_insert(0) += usize::from(l.identity.is_some());
+        }
+        let one_each = of.values().all(|n| *n <= 1);
         let alive = self.alive();
         let first = 1000;
         for i in 0..more {
@@ -247,7 +253,7 @@ impl World {
         }
         self.until_settled("filling the pool", within)?;
         // What a sandbox has without its lease is not counted as given, and may get one meanwhile.
-        let known = self.nodes.iter().all(|n| n.contested.is_empty());
+        let known = one_each && self.nodes.iter().all(|n| n.contested.is_empty());
         // The family that had the fewest has none left, not even a spare.
         for (f, _) in self.families.iter().zip(given).filter(|(f, given)| known && self.size(**f) - given == more) {
             let of = self.server.leases.values().filter(|l| Family::of(l.name.ip) == *f);
