@@ -456,8 +456,7 @@ impl Leases {
             Request::ListNode => {
                 // Also the first one: a consistent list of a label took 10 s at 78,000 leases, and the cache is behind by less than a
                 // start takes.
-                let params = by_label(keys::LEASE_NODE, &label_value(&self.0.node));
-                let all = api.list(&params).await?;
+                let all = api.list(&by_label(keys::LEASE_NODE, &label_value(&self.0.node))).await?;
                 // Two long names may share a label's value.
                 Reply::Leases(all.items.iter().filter_map(value_of).filter(|l| *l.node == *self.0.node).collect())
             }

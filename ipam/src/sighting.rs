@@ -33,7 +33,8 @@ impl Heard {
     }
 }
 
-/// Which addresses of one pool are to be asked for, and by which node; ascending. `now`: Unix seconds. `exists`: whether there is a Node object of this name; `reachable`: whether it answers, too.
+/// Which addresses of one pool are to be asked for, and by which node; ascending. `now`: Unix seconds. `exists`: whether there
+/// is a Node object of this name; `reachable`: whether it answers, too.
 pub fn wanted<'a>(
     leases: impl IntoIterator<Item = (Lease<'a>, Option<Heard>)>,
     exists: impl Fn(&str) -> bool,

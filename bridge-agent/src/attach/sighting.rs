@@ -62,8 +62,9 @@ impl<H: Host + 'static> Agent<H> {
                         return;
                     }
                 };
-                let silent: Vec<IpAddr> = left.extract_if(.., |ip| heard.is_none_or(|(h, _)| h == *ip)).collect();
-                for ip in silent {
+                // One that answers, or all that are left.
+                let told: Vec<IpAddr> = left.extract_if(.., |ip| heard.is_none_or(|(h, _)| h == *ip)).collect();
+                for ip in told {
                     let mac = heard.map(|(_, mac)| mac.to_string());
                     self.leases.sighted(&lease_name(&domain, ip), mac).await;
                 }
