@@ -92,7 +92,6 @@ impl Kube {
         kube.start_server(run, space, address, &key, options.audit)?;
         kube.until_ready(space, began)?;
         kube.took = began.elapsed();
-        kube.start_collector(run, space)?;
         Ok(kube)
     }
 
@@ -194,11 +193,12 @@ impl Kube {
         Ok(std::fs::write(self.kubeconfig(account), config.to_string())?)
     }
 
-    /// Applies what an installation applies from the folder `deploy`, and makes the kubeconfigs of the product's accounts.
+    /// Applies what an installation applies from the folder `deploy`, makes the kubeconfigs of the product's accounts, and starts the
+    /// collector of dependents.
     ///
     /// # Errors
     /// The server refuses something.
-    pub fn install(&self, space: &Space, deploy: &Path) -> Result<()> {
+    pub fn install(&mut self, run: &Run, space: &Space, deploy: &Path) -> Result<()> {
         for folder in ["crds", "rbac", "policies"] {
             let folder = deploy.join(folder).display().to_string();
             self.kubectl(space, ADMIN, &["apply", "--server-side", "--validate=strict", "-f", &folder])?;
@@ -208,7 +208,23 @@ impl Kube {
             let token = self.kubectl(space, ADMIN, &["create", "token", account, "-n", NAMESPACE, "--duration=24h"])?;
             self.write_kubeconfig(account, token.trim())?;
         }
-        Ok(())
+        self.until_discovered(space)?;
+        self.start_collector(run, space)
+    }
+
+    /// The collector asks which kinds there are at its start, and then each 30 s only: one that misses ours leaves for so long what it
+    /// should collect. A kind is Established a moment before discovery has it.
+    fn until_discovered(&self, space: &Space) -> Result<()> {
+        let began = Instant::now();
+        let names = self.kubectl(space, ADMIN, &["get", "crd", "-o", "jsonpath={.items[*].metadata.name}"])?;
+        loop {
+            let known = self.kubectl(space, ADMIN, &["api-resources", "-o", "name", "--cached=false"])?;
+            let Some(missing) = names.split_whitespace().find(|name| !known.lines().any(|known| known == *name)) else {
+                return Ok(());
+            };
+            ensure!(began.elapsed() < PATIENCE, "discovery does not know {missing} after {} s", PATIENCE.as_secs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// The command line of `kubectl` as an account, up to what it is to do.
@@ -307,7 +323,7 @@ impl Machine {
         let run = Run::start()?;
         let space = Space::start(&run, exe, "control")?;
         let started = Kube::start_with(&run, &space, IpAddr::from([127, 0, 0, 1]), options);
-        let kube = started.and_then(|kube| kube.install(&space, deploy).map(|()| kube));
+        let kube = started.and_then(|mut kube| kube.install(&run, &space, deploy).map(|()| kube));
         let kube = kube.with_context(|| run.tails(12))?;
         Ok(Self { kube, space, run })
     }

@@ -96,8 +96,8 @@ impl Product {
     /// As [`Product::start`].
     pub fn start_on_kube(lab: &Lab, address: IpAddr, deploy: &Path) -> Result<Self> {
         let mut product = Self::nothing(lab)?;
-        let kube = Kube::start(lab.run(), &lab.control, address)?;
-        kube.install(&lab.control, deploy)?;
+        let mut kube = Kube::start(lab.run(), &lab.control, address)?;
+        kube.install(lab.run(), &lab.control, deploy)?;
         product.kube = Some(kube);
         let mut product = product.with_ours(lab)?;
         product.stand_ins(lab)?;
