@@ -222,6 +222,8 @@ enum Verb {
 #[derive(Debug)]
 pub struct Machine {
     me: Owner,
+    /// What this agent sent before it was last stopped may still be carried out until then.
+    past_doubt: Time,
     pools: BTreeMap<Arc<str>, Pool>,
     slots: BTreeMap<Name, Slot>,
     asks: BTreeMap<AskId, Asking>,
@@ -242,6 +244,7 @@ impl Machine {
     pub fn new(me: Owner, held: impl IntoIterator<Item = Held>, seed: u64, now: Time) -> Self {
         let mut m = Self {
             me,
+            past_doubt: now + DOUBT,
             pools: BTreeMap::new(),
             slots: BTreeMap::new(),
             asks: BTreeMap::new(),

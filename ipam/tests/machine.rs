@@ -10,7 +10,9 @@ use std::time::Duration;
 use ipam::machine::{Ask, Held, Machine, Map, Output, Owner, PoolOfAsk, Reply, Request, RequestId, What};
 use ipam::{Family, Holder, Identity, IdentityKind, Lease, Name, Ranges, Wanted, Window};
 
-const START: Duration = Duration::from_secs(1);
+const BEGAN: Duration = Duration::from_secs(1);
+/// What an agent sent before it was stopped can come in no more.
+const START: Duration = Duration::from_secs(151);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn name(last: u8) -> Name {
@@ -59,22 +61,43 @@ fn request(m: &mut Machine) -> (RequestId, Request) {
     all.remove(0)
 }
 
-/// An agent whose pod has 10.0.0.1, and that has the spare 10.0.0.2 in hand.
-fn with_a_spare() -> Machine {
+/// An agent that began a moment ago, whose pod has 10.0.0.1, and that found the spare 10.0.0.2.
+fn with_a_found_spare() -> Machine {
     let me = Owner { node: "n1".into(), agent_id: "a1".into() };
     let held = Held { name: name(1), pool: "p".into(), holder: holder(), identity: None };
-    let mut m = Machine::new(me, [held], 7, START);
-    m.map(START, "p", Some(map("1", Vec::new())));
+    let mut m = Machine::new(me, [held], 7, BEGAN);
+    m.map(BEGAN, "p", Some(map("1", Vec::new())));
     let (list, asked) = request(&mut m);
     assert_eq!(asked, Request::ListNode);
-    m.reply(START, list, Reply::Leases(vec![lease(1, "1", true), lease(2, "2", false)]));
+    m.reply(BEGAN, list, Reply::Leases(vec![lease(1, "1", true), lease(2, "2", false)]));
     let (get, asked) = request(&mut m);
     assert_eq!(asked, Request::Get(name(2)), "a list is from a cache: what it names is looked at");
-    assert_eq!(m.spares().count(), 0);
-    m.reply(START, get, Reply::Done(lease(2, "2", false)));
+    m.reply(BEGAN, get, Reply::Done(lease(2, "2", false)));
+    assert!(requests(&mut m).is_empty());
+    m
+}
+
+/// The same, later: it has the spare in hand.
+fn with_a_spare() -> Machine {
+    let mut m = with_a_found_spare();
+    m.tick(START);
+    for (id, asked) in requests(&mut m) {
+        let answer = match asked {
+            Request::ListNode => Reply::Leases(vec![lease(1, "1", true), lease(2, "2", false)]),
+            Request::Get(asked) if asked == name(1) => Reply::Done(lease(1, "1", true)),
+            Request::Get(asked) if asked == name(2) => Reply::Done(lease(2, "2", false)),
+            _ => panic!("{asked:?}"),
+        };
+        m.reply(START, id, answer);
+    }
     assert_eq!(m.spares().collect::<Vec<_>>(), [&name(2)]);
     assert!(requests(&mut m).is_empty());
     m
+}
+
+fn ask(identity: Option<Arc<Identity>>) -> Ask {
+    let pool = PoolOfAsk { name: "p".into(), domain: "d".into(), ranges: Arc::new(ranges()) };
+    Ask { holder: holder(), identity, what: What::Any(vec![pool]) }
 }
 
 /// The answer to the look at the lease that was written last, a minute after the start.
@@ -85,6 +108,19 @@ fn checked(m: &mut Machine, answer: Reply) -> Duration {
     assert_eq!(asked, Request::Get(name(2)));
     m.reply(minute, get, answer);
     minute
+}
+
+#[test]
+fn a_spare_found_at_the_start_is_given_by_a_write_that_voids_what_an_earlier_life_sent() {
+    let mut m = with_a_found_spare();
+    assert_eq!(m.spares().count(), 0, "a delete by this version may still come in");
+    let id = m.take(BEGAN, ask(None));
+    let (update, asked) = request(&mut m);
+    let Request::Update(taken) = asked else { panic!("{asked:?}") };
+    assert_eq!((&taken.name, &*taken.version, taken.holder.is_some()), (&name(2), "2", true));
+    m.reply(BEGAN, update, Reply::Done(Lease { version: "3".into(), ..taken }));
+    let taken = std::iter::from_fn(|| m.pop()).find_map(|o| if let Output::Taken(i, t) = o { Some((i, t.name)) } else { None });
+    assert_eq!(taken, Some((id, name(2))));
 }
 
 #[test]
@@ -148,8 +184,7 @@ fn a_write_without_an_answer_is_looked_for_when_it_can_come_in_no_more() {
     let mut m = with_a_spare();
     let identity =
         Identity { kind: IdentityKind::StatefulSet, namespace: "n".to_owned(), name: "web-0".to_owned(), nic: "eth0".to_owned() };
-    let pool = PoolOfAsk { name: "p".into(), domain: "d".into(), ranges: Arc::new(ranges()) };
-    let ask = m.take(START, Ask { holder: holder(), identity: Some(Arc::new(identity)), what: What::Any(vec![pool]) });
+    let ask = m.take(START, ask(Some(Arc::new(identity))));
     let (update, asked) = request(&mut m);
     let Request::Update(taken) = asked else { panic!("{asked:?}") };
     assert_eq!(taken.name, name(2));

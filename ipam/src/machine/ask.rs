@@ -291,12 +291,12 @@ impl Machine {
             if let Some(p) = self.pools.get_mut(&pool.name).filter(|p| now >= p.learned_at + LEARNED_FOR) {
                 p.learned = Learned::default();
             }
-            if let Some(name) = self.best_spare(&pool.name) {
+            if let Some((name, certain)) = self.best_spare(&pool.name) {
                 if !pool.ranges.contains(name.ip) {
                     self.want(now, &name, Want::Gone);
                     continue;
                 }
-                let (name, on_api) = (name, a.ask.identity.is_some());
+                let on_api = !certain || a.ask.identity.is_some();
                 let hold = a.hold(if on_api { Stage::Any(id) } else { Stage::Firm });
                 let taken = Taken { name: name.clone(), pool: pool.name.clone(), fresh: true };
                 if on_api {

@@ -148,6 +148,11 @@ impl Slot {
         matches!(self.want, Want::Spare { .. }) && !self.flight && self.write_doubt.is_none() && is_free_lease(l, me)
     }
 
+    /// Nothing is under way, and the API server did not fail for it.
+    pub fn is_quiet(&self) -> bool {
+        !self.flight && self.failures == 0
+    }
+
     /// Only a write that may still come in is left of it.
     pub fn lingers(&self) -> bool {
         matches!(self.want, Want::Gone) && !self.flight && self.doubt().is_some() && !matches!(self.seen, Seen::There(_))

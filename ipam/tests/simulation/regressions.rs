@@ -242,3 +242,18 @@ fn an_address_that_came_back_is_taken_before_one_of_the_next_pool_also_where_no_
         ],
     );
 }
+
+#[test]
+fn a_delete_sent_before_a_crash_does_not_take_the_address_of_a_pod_that_came_after_it() {
+    let create = |pod, node| What::Create { pod, node, asks: Asks::Any };
+    let actions = [
+        (243, create(0, 1)),
+        (13_033, What::Requests { node: 1, mode: Mode::Late, percent: 100, ms: 16_583 }),
+        (13_077, What::Crash { node: 1, steps: 11 }),
+        (13_106, What::Delete { pod: 0 }),
+        (13_142, create(1, 0)),
+        (73_837, What::Requests { node: 1, mode: Mode::NoAnswer, percent: 20, ms: 2579 }),
+        (73_874, create(2, 1)),
+    ];
+    passes_dual(654_414, 17, 7, &actions);
+}
