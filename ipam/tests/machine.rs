@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipam::machine::{Ask, Held, Machine, Map, Output, Owner, PoolOfAsk, Reply, Request, RequestId, What};
-use ipam::{Family, Holder, Identity, IdentityKind, Lease, Name, Ranges, Wanted, Window};
+use ipam::{Family, Holder, Identity, IdentityKind, Lease, Name, Quarantine, Ranges, Wanted, Window};
 
 const BEGAN: Duration = Duration::from_secs(1);
 /// What an agent sent before it was stopped can come in no more.
@@ -211,4 +211,23 @@ fn a_write_without_an_answer_is_looked_for_when_it_can_come_in_no_more() {
     let emptied =
         |r: &Request| matches!(r, Request::Update(l) if l.name == name(2) && l.holder.is_none() && l.identity.is_none());
     assert!(asked.iter().any(emptied), "{asked:?}");
+}
+
+#[test]
+fn a_running_sandbox_takes_no_address_out_of_quarantine() {
+    let mut m = with_a_spare();
+    let later = START + HOUR + HOUR;
+    m.tick(later);
+    let (list, _) = requests(&mut m).into_iter().find(|(_, r)| *r == Request::ListNode).unwrap();
+    m.reply(later, list, Reply::Leases(vec![lease(2, "2", false)]));
+    let (get, asked) = request(&mut m);
+    assert_eq!(asked, Request::Get(name(1)));
+    // etcd went back to when it was in quarantine.
+    let why = Quarantine { mac: None, reason: "DuplicateAddress".to_owned(), node: "n2".into() };
+    let nobodys = Lease { node: "".into(), agent_id: "".into(), quarantine: Some(Arc::new(why)), ..lease(1, "9", false) };
+    m.reply(later, get, Reply::Done(nobodys));
+    let said: Vec<Output> = std::iter::from_fn(|| m.pop()).collect();
+    assert!(said.iter().any(|o| matches!(o, Output::Contested { name: n, .. } if *n == name(1))), "{said:?}");
+    let writes = |o: &Output| matches!(o, Output::Request(_, Request::Create(_) | Request::Update(_) | Request::Delete(_)));
+    assert!(!said.iter().any(writes), "{said:?}");
 }

@@ -271,6 +271,10 @@ impl Machine {
                 Want::Rest { .. } | Want::Spare { .. } => {}
                 Want::Gone if s.lingers() => {}
                 Want::Keep if matches!(&s.seen, Seen::There(l) if l.identity == a.ask.identity) => hold.fresh = false,
+                Want::InUse => {
+                    a.busy = Some(("a sandbox that no record tells of".to_owned(), self.me.node.clone()));
+                    return;
+                }
                 // It is on its way out of our hands.
                 _ => {
                     a.busy = Some(("a pod that is being taken down".to_owned(), self.me.node.clone()));

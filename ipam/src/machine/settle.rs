@@ -143,7 +143,7 @@ impl Machine {
                         Want::Gone if unknown => Want::Rest { until: now + REST },
                         want => want,
                     };
-                    let past = (now < self.past_doubt).then(|| (l.version, self.past_doubt));
+                    let past = (now < self.past_doubt).then_some((l.version, self.past_doubt));
                     if let Some(slot) = self.slots.get_mut(name) {
                         slot.want = want;
                         slot.write_doubt = slot.write_doubt.take().or(past);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipam::machine::TakeError;
-use ipam::{Family, IdentityKind, Name};
+use ipam::{Family, IdentityKind, Lease, Name};
 
 use crate::pods::PodState;
 use crate::schedule::{Asks, Schedule, What};
@@ -17,6 +17,8 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(3 * 3600);
 const SETTLES_SOON: Duration = Duration::from_secs(300);
 /// A quarantine by the clock of an agent that was up to 600 s ahead: a later one counts as over.
 const QUARANTINES_END_WITHIN: Duration = Duration::from_secs(1500);
+/// A map is written at most once a second, and comes within 0.3 s.
+const MAPS_COME_WITHIN: Duration = Duration::from_secs(2);
 /// A schedule that goes round in circles.
 const STEPS_MAX: u64 = 200_000;
 
@@ -70,7 +72,7 @@ impl World {
                 lease.is_some_and(|l| l.agent_id == self.nodes[n].agent_id && l.holder.as_ref().is_some_and(|h| h.container == c))
             };
             for (n, c) in who {
-                if says(*n, c) {
+                if says(*n, c) || self.nobody_can_tell(*n, c, name) {
                     continue;
                 }
                 // Only after etcd went back: whoever does not have the lease has said so.
@@ -97,6 +99,9 @@ impl World {
                 of.1 += usize::from(l.holder.is_some());
             }
             let node = self.nodes.iter().position(|n| n.name == l.node && n.agent_id == l.agent_id && n.alive);
+            if self.is_unclear(l) {
+                continue;
+            }
             let lost = match (&l.holder, node) {
                 (Some(h), Some(n)) => {
                     let node = &self.nodes[n];
@@ -139,7 +144,12 @@ impl World {
             if matches!(p.state, PodState::Running(_) | PodState::Gone) || !self.nodes[p.node].alive {
                 continue;
             }
+            let busy = match &p.refused {
+                Some(TakeError::Busy { ip, .. }) => self.server.leases.values().any(|l| l.name.ip == *ip && self.is_unclear(l)),
+                _ => false,
+            };
             let excused = match (p.asks, &p.refused) {
+                _ if busy => true,
                 // Somebody else has that address, or it is kept for another; or there is none of the other family, so that it
                 // would not run, nor do those who take that address for a moment.
                 (Asks::Address(k), Some(TakeError::Refused { .. } | TakeError::Busy { .. })) => {
@@ -152,7 +162,7 @@ impl World {
                 }
                 // The one that is kept for it is not taken.
                 (asks, _) => full.iter().any(|f| {
-                    let own = |l: &ipam::Lease| {
+                    let own = |l: &Lease| {
                         l.node.is_empty()
                             && l.identity.is_some()
                             && l.identity == self.identity(asks)
@@ -168,10 +178,26 @@ impl World {
         None
     }
 
+    /// The sandbox has the address by a record that the journal has lost, and the lease does not say so: of an agent that was killed
+    /// before it wrote the holder behind the ADD. Nobody gets it, until the sandbox goes. Or etcd has forgotten it too.
+    fn nobody_can_tell(&self, n: usize, container: &str, name: &Name) -> bool {
+        let node = &self.nodes[n];
+        let noted = node.journal.get(container).is_some_and(|e| !e.deleting && e.held.iter().any(|h| h.name == *name));
+        let unsaid = || self.server.leases.get(name).is_some_and(|l| l.node == node.name && l.holder.is_none());
+        node.forgetful && !noted && (self.restored || unsaid())
+    }
+
+    fn is_unclear(&self, l: &Lease) -> bool {
+        let mut nodes = self.nodes.iter().enumerate().filter(|(_, node)| node.forgetful && node.name == l.node);
+        nodes.any(|(n, node)| {
+            node.sandboxes.iter().any(|(c, names)| names.contains(&l.name) && self.nobody_can_tell(n, c, &l.name))
+        })
+    }
+
     /// Addresses that sandboxes have or that are kept for one. What an ADD under way has goes back if it gets no other family's.
     fn given(&self, family: Family) -> usize {
         let asking = |c: &str| self.nodes.iter().flat_map(|n| &n.asks).any(|a| a.holder.container == c);
-        let given = |l: &&ipam::Lease| l.holder.as_ref().map_or(l.node.is_empty(), |h| !asking(&h.container));
+        let given = |l: &&Lease| self.is_unclear(l) || l.holder.as_ref().map_or(l.node.is_empty(), |h| !asking(&h.container));
         self.server.leases.values().filter(|l| Family::of(l.name.ip) == family).filter(given).count()
     }
 
@@ -253,7 +279,7 @@ impl World {
         }
         self.until_settled("filling the pool", within)?;
         // What a sandbox has without its lease is not counted as given, and may get one meanwhile.
-        let known = one_each && self.nodes.iter().all(|n| n.contested.is_empty());
+        let known = one_each && self.nodes.iter().all(|n| n.contested.is_empty() && !n.forgetful);
         // The family that had the fewest has none left, not even a spare.
         for (f, _) in self.families.iter().zip(given).filter(|(f, given)| known && self.size(**f) - given == more) {
             let of = self.server.leases.values().filter(|l| Family::of(l.name.ip) == *f);
@@ -274,8 +300,10 @@ impl World {
         (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect()
     }
 
-    /// All is quiet, so that every map is true: a pod gets an address of the first pool that has one.
+    /// All has settled, so that every map is true soon: a pod gets an address of the first pool that has one.
     fn takes_of_the_first_pool(&mut self, within: Duration) -> Result<(), String> {
+        let until = self.now + MAPS_COME_WITHIN;
+        while self.step(until) {}
         let waiting = self.pods.values().filter(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_))).count();
         let leased = |name: &str| self.server.leases.values().filter(|l| *l.pool == *name).count();
         let has_one = |w: &Self, f: Family| w.given(f) + waiting < w.size(f);

@@ -4,6 +4,7 @@
 
 mod check;
 mod control;
+mod faults;
 mod pods;
 mod regressions;
 mod schedule;

@@ -1,12 +1,12 @@
 //! The runtime of the world, and what an agent's CNI server does for it: pods are made and removed, an ADD asks for one address
 //! of each family as one transaction, probes them, notes them in the journal; a DEL gives them back. Does not know requests.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipam::machine::{Ask, AskId, PoolOfAsk, TakeError, Taken, What as Of};
-use ipam::{Family, Holder, Identity, IdentityKind, Name, Quarantine};
+use ipam::machine::{Ask, AskId, Held, PoolOfAsk, Reply, RequestId, TakeError, Taken, What as Of};
+use ipam::{Family, Holder, Identity, IdentityKind, Lease, Name, Quarantine};
 
 use crate::schedule::Asks;
 use crate::world::{Ev, World};
@@ -107,6 +107,44 @@ impl World {
                 self.with(n, |m, now| m.release(now, &h.name, container, h.identity.is_some()));
             }
         }
+    }
+
+    /// The list of the node's leases comes: of what the machine does not know is first told what lives in sandboxes, and noted
+    /// again, as far as the lease says by whom.
+    pub fn listed(&mut self, n: usize, id: RequestId, list: Vec<Lease>) {
+        let node = &self.nodes[n];
+        let Some(machine) = &node.machine else { return };
+        let (mut held, mut used, mut again) = (Vec::new(), Vec::new(), BTreeMap::<String, Noted>::new());
+        for l in list.iter().filter(|l| !machine.knows(&l.name)) {
+            let has = |c: &str| node.sandboxes.get(c).is_some_and(|names| names.contains(&l.name));
+            let holder = l.holder.clone().filter(|h| has(&h.container));
+            let record = holder.as_ref().and_then(|h| node.journal.get(&h.container));
+            match (holder, record) {
+                (Some(holder), None) => {
+                    let noted = || Noted { held: Vec::new(), holder: holder.clone(), deleting: false, left: BTreeSet::new() };
+                    let (name, pool, identity) = (l.name.clone(), l.pool.clone(), l.identity.clone());
+                    let address = NotedAddress { name: name.clone(), pool: pool.clone(), identity: identity.clone() };
+                    again.entry(holder.container.clone()).or_insert_with(noted).held.push(address);
+                    held.push(Held { name, pool, holder, identity });
+                }
+                (Some(holder), Some(e)) if !e.deleting && e.held.iter().any(|h| h.name == l.name) => {
+                    held.push(Held { name: l.name.clone(), pool: l.pool.clone(), holder, identity: l.identity.clone() });
+                }
+                _ if node.sandboxes.values().flatten().any(|name| *name == l.name) => used.push((l.name.clone(), l.pool.clone())),
+                _ => {}
+            }
+        }
+        self.note(|| format!("n{n} finds {} noted nowhere, {} of sandboxes that nobody can tell", held.len(), used.len()));
+        for (container, noted) in again {
+            self.nodes[n].journal.insert(container, noted);
+            if self.crashes(n) {
+                return;
+            }
+        }
+        self.with(n, |m, now| {
+            m.living(now, held, used);
+            m.reply(now, id, Reply::Leases(list));
+        });
     }
 
     /// The machine called it released. Somebody else's task strikes a record out when all of it is.

@@ -103,7 +103,12 @@ pub enum What {
     LoseDisk {
         node: usize,
     },
-    /// Dead, and declared dead when no request of it can be on its way any more.
+    /// The agent is killed, and its journal has lost each record with this probability.
+    LoseJournal {
+        node: usize,
+        percent: u64,
+    },
+    /// Dead, and declared dead so much later: what it sent may still be on its way.
     Die {
         node: usize,
         fenced_after_ms: u64,
@@ -141,8 +146,8 @@ pub enum What {
 impl What {
     /// A new life of an agent begins.
     pub fn starts_agents(self) -> bool {
-        use What::{Crash, LoseDisk, Reboot, Recreate};
-        matches!(self, Crash { .. } | LoseDisk { .. } | Reboot { .. } | Recreate { .. })
+        use What::{Crash, LoseDisk, LoseJournal, Reboot, Recreate};
+        matches!(self, Crash { .. } | LoseDisk { .. } | LoseJournal { .. } | Reboot { .. } | Recreate { .. })
     }
 
     /// What leaves traces that only the hourly comparison finds: something old came back that no living agent remembers.
@@ -190,7 +195,7 @@ impl Schedule {
                 _ => r.ms(55_000, 70_000),
             };
             let node = r.below(nodes as u64) as usize;
-            let what = match r.below(if faulty { 109 } else { 62 }) {
+            let what = match r.below(if faulty { 111 } else { 62 }) {
                 0..34 => {
                     pods += 1;
                     let asks = match r.below(10) {
@@ -213,7 +218,7 @@ impl Schedule {
                 87..89 => What::Reboot { node, ms: 1000 + r.below(20_000) },
                 89..91 => What::Recreate { node, ms: 1000 + r.below(20_000) },
                 91..93 => What::LoseDisk { node },
-                93..95 => What::Die { node, fenced_after_ms: 90_000 + r.below(30_000) },
+                93..95 => What::Die { node, fenced_after_ms: r.below(120_000) },
                 95..96 => What::ControllerDown { ms: r.below(30_000) },
                 96..99 => What::Restore { by_ms: r.below(90_000), bump: r.chance(50) },
                 99..101 => {
@@ -222,7 +227,8 @@ impl Schedule {
                 }
                 101..104 => What::Stranger { address: r.below((addresses + second + v6) as u64) as usize, ms: r.below(120_000) },
                 104..107 => What::ControllerDies { writes: r.below(4), ms: r.below(30_000) },
-                _ => What::ControllerLate { ms: r.below(15_000) },
+                107..109 => What::ControllerLate { ms: r.below(15_000) },
+                _ => What::LoseJournal { node, percent: [50, 100][r.below(2) as usize] },
             };
             actions.push(Action { at, what });
         }

@@ -1,6 +1,6 @@
 //! Nodes with the real machine, their disks, journals and sandboxes, and a network between them and the API server that does what
 //! the schedule says. One queue of events, one seed: a run is the same each time. What the runtime does is in `pods`, the
-//! controller in `control`.
+//! controller in `control`, what breaks in `faults`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -60,22 +60,24 @@ pub struct Node {
     pub epoch: u32,
     pub machine: Option<Machine>,
     pub journal: BTreeMap<String, Noted>,
+    /// The journal once lost records: of what sandboxes have, some may stand nowhere.
+    pub forgetful: bool,
     /// Living ones, with their addresses.
     pub sandboxes: BTreeMap<String, Vec<Name>>,
     pub asks: Vec<Adding>,
-    watching: BTreeSet<Name>,
+    pub watching: BTreeSet<Name>,
     /// Of each pool, whether its map is watched.
     pub follows: Vec<bool>,
-    faults: Vec<(Mode, u64, Duration)>,
-    watches_lost: Duration,
-    crash_in: Option<u64>,
-    tick_at: Option<Duration>,
+    pub faults: Vec<(Mode, u64, Duration)>,
+    pub watches_lost: Duration,
+    pub crash_in: Option<u64>,
+    pub tick_at: Option<Duration>,
     pub fence: Option<Fence>,
     pub declared_dead: bool,
     /// The last map that came of each pool.
-    maps: Vec<Option<Arc<Map>>>,
+    pub maps: Vec<Option<Arc<Map>>>,
     /// Its wall clock, in seconds off the true time.
-    wall: i64,
+    pub wall: i64,
     pub contested: BTreeSet<Name>,
 }
 
@@ -88,7 +90,7 @@ pub struct Pool {
 
 pub struct World {
     pub now: Duration,
-    rng: Rng,
+    pub rng: Rng,
     events: BTreeMap<(Duration, u64), Ev>,
     seq: u64,
     pub server: Server,
@@ -176,6 +178,7 @@ impl World {
                 epoch: 0,
                 machine: None,
                 journal: BTreeMap::new(),
+                forgetful: false,
                 sandboxes: BTreeMap::new(),
                 asks: Vec::new(),
                 watching: BTreeSet::new(),
@@ -199,7 +202,7 @@ impl World {
         w
     }
 
-    fn new_agent_id(&mut self) -> Arc<str> {
+    pub fn new_agent_id(&mut self) -> Arc<str> {
         self.agents += 1;
         format!("a{}", self.agents).into()
     }
@@ -291,7 +294,10 @@ impl World {
                     if matches!(reply, Reply::Failed { .. }) {
                         self.note(|| format!("n{n} #{id} fails {}", say_reply(&reply)));
                     }
-                    self.with(n, |m, now| m.reply(now, id, reply));
+                    match reply {
+                        Reply::Leases(list) => self.listed(n, id, list),
+                        reply => self.with(n, |m, now| m.reply(now, id, reply)),
+                    }
                 }
             }
             Ev::Changed(n, epoch, name) => {
@@ -350,82 +356,11 @@ impl World {
         self.nodes[n].epoch == epoch && self.nodes[n].machine.is_some()
     }
 
-    fn carry_out(&mut self, what: What) {
-        self.note(|| format!("== {what:?}"));
-        match what {
-            What::Create { pod, node, asks } => self.create(pod, node, asks),
-            What::Delete { pod } => self.delete(pod),
-            What::HangUp { pod } => self.hung_up(pod),
-            What::Requests { node, mode, percent, ms } => {
-                let until = self.now + Duration::from_millis(ms);
-                self.nodes[node].faults.push((mode, percent, until));
-            }
-            What::WatchesLost { node, ms } => self.nodes[node].watches_lost = self.now + Duration::from_millis(ms),
-            What::Crash { node, steps } => self.nodes[node].crash_in = Some(steps),
-            What::Reboot { node, ms } => self.power_off(node, Some(ms), false),
-            What::Recreate { node, ms } => self.power_off(node, Some(ms), true),
-            What::LoseDisk { node } => {
-                if self.nodes[node].alive {
-                    self.nodes[node].agent_id = self.new_agent_id();
-                    self.crash(node, 1000);
-                }
-            }
-            What::Die { node, fenced_after_ms } => {
-                // One is left to run what is to be checked.
-                if self.nodes.iter().filter(|n| n.alive).count() > 1 {
-                    self.power_off(node, None, false);
-                    let epoch = self.nodes[node].epoch;
-                    let when = self.now + Duration::from_millis(fenced_after_ms);
-                    self.at(when, Ev::Fence(node, epoch));
-                }
-            }
-            What::ControllerDown { ms } => self.controller_down(ms),
-            What::ControllerDies { writes, ms } => self.controller_dies_after(writes, ms),
-            What::ControllerLate { ms } => self.controller_is_late(ms),
-            What::Stranger { address, ms } => {
-                let name = self.name_of(address);
-                self.strangers.insert(name, self.now + Duration::from_millis(ms));
-            }
-            What::Clock { node: Some(n), secs } => self.nodes[n].wall = secs,
-            What::Clock { node: None, secs } => self.controller.wall = secs,
-            What::Restore { by_ms, bump } => {
-                let to = self.now.saturating_sub(Duration::from_millis(by_ms));
-                self.server.restore(to, bump);
-                self.restored = true;
-                // What was noted with the Nodes is as old as the leases.
-                for node in &mut self.nodes {
-                    node.fence = None;
-                }
-                let watched: BTreeSet<Name> = self.nodes.iter().flat_map(|n| n.watching.iter().cloned()).collect();
-                for name in watched {
-                    self.changed(&name);
-                }
-                self.control_soon();
-            }
-        }
-    }
-
     pub fn with(&mut self, n: usize, f: impl FnOnce(&mut Machine, Duration)) {
         let now = self.now;
         if let Some(m) = &mut self.nodes[n].machine {
             f(m, now);
             self.pump(n);
-        }
-    }
-
-    /// Whether the agent dies here.
-    pub fn crashes(&mut self, n: usize) -> bool {
-        match &mut self.nodes[n].crash_in {
-            Some(0) => {
-                self.nodes[n].crash_in = None;
-                self.crash(n, 3000);
-                true
-            }
-            Some(k) => {
-                *k -= 1;
-                false
-            }
-            None => false,
         }
     }
 
@@ -483,7 +418,10 @@ impl World {
         let faults = self.nodes[n].faults.clone();
         let fault = faults.into_iter().find(|(_, percent, _)| self.rng.chance(*percent)).map(|f| f.0);
         self.note(|| format!("n{n} #{id} {}{}", say(&request), fault.map_or(String::new(), |f| format!(" ({f:?})"))));
-        let arrive = |answer, stale| Ev::Arrive { node: n, epoch, id, request: request.clone(), stale, answer };
+        // A cache that is behind by more than a start takes, and a journal lost at the same time, are beyond an agent: what began in
+        // that time stands nowhere for it.
+        let cached = !(self.nodes[n].forgetful && request == Request::ListNode);
+        let arrive = |answer, stale| Ev::Arrive { node: n, epoch, id, request: request.clone(), stale: stale && cached, answer };
         let gives_up = now + REQUEST_WAIT;
         match fault {
             None => {
@@ -543,61 +481,6 @@ impl World {
         }
     }
 
-    /// The process ends; what was being added has failed, and the runtime's DEL comes when the agent is back.
-    fn crash(&mut self, n: usize, back_ms: u64) {
-        self.note(|| format!("n{n} agent dies"));
-        let node = &mut self.nodes[n];
-        node.machine = None;
-        node.epoch += 1;
-        node.tick_at = None;
-        node.maps.fill(None);
-        node.follows.fill(false);
-        node.watching.clear();
-        let asks = std::mem::take(&mut node.asks);
-        let epoch = node.epoch;
-        for a in asks {
-            let p = self.pods.get_mut(&a.pod).expect("it asked");
-            if matches!(p.state, PodState::Asking(_)) {
-                p.state = PodState::Waiting;
-            }
-        }
-        // One that got its address in this very moment has no reply.
-        for (_, p) in self.pods.iter_mut().filter(|(_, p)| p.node == n) {
-            if let PodState::Asking(_) = p.state {
-                p.state = PodState::Waiting;
-            }
-        }
-        self.after(back_ms / 4, back_ms, Ev::Start(n, epoch));
-    }
-
-    fn power_off(&mut self, n: usize, back_ms: Option<u64>, new_disk: bool) {
-        if !self.nodes[n].alive && !new_disk {
-            return;
-        }
-        self.crash(n, 1);
-        let node = &mut self.nodes[n];
-        node.epoch += 1;
-        node.alive = false;
-        node.journal.clear();
-        node.sandboxes.clear();
-        node.contested.clear();
-        let epoch = node.epoch;
-        if new_disk {
-            self.nodes[n].agent_id = self.new_agent_id();
-        }
-        // Its pods: made anew by the runtime when it is back, gone otherwise.
-        for p in self.pods.values_mut().filter(|p| p.node == n && p.state != PodState::Gone) {
-            p.state = if back_ms.is_some() { PodState::Waiting } else { PodState::Gone };
-        }
-        if let Some(ms) = back_ms {
-            self.nodes[n].alive = true;
-            self.nodes[n].declared_dead = false;
-            let when = self.now + Duration::from_millis(ms);
-            self.at(when, Ev::Start(n, epoch));
-            self.control_soon();
-        }
-    }
-
     pub fn changed(&mut self, name: &Name) {
         for n in 0..self.nodes.len() {
             if self.nodes[n].watching.contains(name) && self.nodes[n].watches_lost <= self.now {
@@ -607,20 +490,6 @@ impl World {
         }
         self.control_soon();
         self.check_name(name);
-    }
-
-    /// Faults stop.
-    pub fn calm_down(&mut self) {
-        self.calm = true;
-        self.controller_recovers();
-        self.strangers.clear();
-        for n in 0..self.nodes.len() {
-            let node = &mut self.nodes[n];
-            node.faults.clear();
-            node.watches_lost = self.now;
-            node.crash_in = None;
-        }
-        self.control_soon();
     }
 
     pub fn pool_of(&self, ip: IpAddr) -> &PoolOfAsk {
@@ -633,7 +502,7 @@ impl World {
     }
 
     /// The n-th address of all pools.
-    fn name_of(&self, n: usize) -> Name {
+    pub fn name_of(&self, n: usize) -> Name {
         let mut n = n as u128;
         for p in &self.pools {
             match p.ask.ranges.nth(n) {
