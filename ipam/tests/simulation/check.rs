@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipam::machine::TakeError;
 use ipam::{Family, IdentityKind, Lease, Name};
 
-use crate::pods::PodState;
+use crate::pods::{Pod, PodState};
 use crate::schedule::{Asks, Schedule, What};
 use crate::world::{World, say_lease};
 
@@ -233,7 +233,7 @@ impl World {
     fn stays_quiet(&mut self, what: &str) -> Result<(), String> {
         // A rest may end in this time, once.
         let (until, spares) = (self.now + Duration::from_secs(200), 8 * self.nodes.len() as u64);
-        let waiting = self.pods.values().any(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_)));
+        let waiting = self.waiting() > 0;
         let before = self.server.writes;
         while !waiting && self.step(until) {}
         let writes = self.server.writes - before;
@@ -263,7 +263,7 @@ impl World {
         self.until_settled("after the faults", within)?;
         self.takes_of_the_first_pool(within)?;
         // As many pods as addresses: the last one is handed out.
-        let waiting = self.pods.values().filter(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_))).count();
+        let waiting = self.waiting();
         let given: Vec<usize> = self.families.iter().map(|f| self.given(*f)).collect();
         let more = self.families.iter().zip(&given).map(|(f, given)| self.size(*f) - given).min().unwrap_or_default();
         // An identity's second address is given up in the middle of it.
@@ -296,6 +296,12 @@ impl World {
         self.until_settled("after all pods are gone", within)
     }
 
+    /// Pods that would run if they had an address.
+    fn waiting(&self) -> usize {
+        let waits = |p: &&Pod| matches!(p.state, PodState::Waiting | PodState::Asking(_)) && self.nodes[p.node].alive;
+        self.pods.values().filter(waits).count()
+    }
+
     fn alive(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect()
     }
@@ -304,7 +310,7 @@ impl World {
     fn takes_of_the_first_pool(&mut self, within: Duration) -> Result<(), String> {
         let until = self.now + MAPS_COME_WITHIN;
         while self.step(until) {}
-        let waiting = self.pods.values().filter(|p| matches!(p.state, PodState::Waiting | PodState::Asking(_))).count();
+        let waiting = self.waiting();
         let leased = |name: &str| self.server.leases.values().filter(|l| *l.pool == *name).count();
         let has_one = |w: &Self, f: Family| w.given(f) + waiting < w.size(f);
         let first = &self.pools[0].ask;
