@@ -47,6 +47,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const FILL_AFTER: Duration = Duration::from_millis(1500);
 /// But no later than this after the first: ADDs that never cease have their spares too.
 const FILL_WITHIN: Duration = Duration::from_secs(5);
+/// What still is free by the map after this time was given back: another map need not come, where nothing else changes, and
+/// without this the next pool would be taken from.
+const LEARNED_FOR: Duration = Duration::from_secs(5);
 /// An address that a sandbox has and another holds by the API server's word is looked at again that often.
 const CONTEST_EVERY: Duration = Duration::from_secs(60);
 
@@ -183,6 +186,13 @@ impl Pool {
     fn learn(&mut self, now: Time, ip: IpAddr) {
         self.learned.conflict(ip);
         self.learned_at = now;
+    }
+
+    /// What is long learnt says nothing any more.
+    fn unlearn(&mut self, now: Time) {
+        if now >= self.learned_at + LEARNED_FOR {
+            self.learned = Learned::default();
+        }
     }
 
     /// An ADD asks, here or elsewhere: a burst is not over.

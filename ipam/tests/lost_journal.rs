@@ -152,3 +152,34 @@ fn living_takes_nothing_from_who_is_known() {
     m.reply(T0, id, Reply::Leases(vec![lease(1, Some("known"))]));
     assert_eq!(m.held().map(|(_, h)| h.container.as_str()).collect::<Vec<_>>(), ["known"]);
 }
+
+#[test]
+fn a_lease_of_ours_that_names_who_is_in_no_record_is_nobodys_before_the_sandboxes_were_looked_at() {
+    let mut m = machine();
+    let id = list(&mut m);
+    // From a cache that does not have it yet.
+    m.reply(T0, id, Reply::Leases(Vec::new()));
+    let What::Any(pools) = ask("new").what else { unreachable!("made above") };
+    let fixed = What::Fixed { pool: pools[0].clone(), ip: name(1).ip };
+    m.take(T0, Ask { what: fixed, ..ask("new") });
+    let asked = requests(&mut m);
+    let [(id, Request::Get(n))] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!(*n, name(1));
+    m.reply(T0, *id, Reply::Done(lease(1, Some("lives"))));
+    assert_eq!(requests(&mut m), [], "it may live");
+    let (now, id) = loop {
+        let now = m.next_wake().unwrap();
+        m.tick(now);
+        match requests(&mut m).as_slice() {
+            [] => {}
+            [(id, Request::ListNode)] => break (now, *id),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(now <= Duration::from_secs(5), "{now:?}");
+    assert!(!m.knows(&name(1)), "so that it is looked for");
+    m.living(now, vec![held(1, "lives")], Vec::new());
+    m.reply(now, id, Reply::Leases(vec![lease(1, Some("lives"))]));
+    assert_eq!(m.held().map(|(_, h)| h.container.as_str()).collect::<Vec<_>>(), ["lives"]);
+    assert_eq!(requests(&mut m), [], "its lease says so already");
+}

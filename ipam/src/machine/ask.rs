@@ -1,6 +1,7 @@
 //! An ADD that asks for an address: any of some pools, or a certain one. Says what is tried next and when it is given up;
 //! what a lease allows is `slot`'s to say.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +22,13 @@ pub const FULL_WAIT: Duration = Duration::from_secs(3);
 const STALE: Duration = Duration::from_millis(1500);
 /// How often full pools are looked at again meanwhile.
 const FULL_TICK: Duration = Duration::from_millis(500);
-/// What still is free by the map after this time was given back: another map need not come, where nothing else changes, and
-/// without this the next pool would be taken from.
-const LEARNED_FOR: Duration = Duration::from_secs(5);
 /// How long a fixed address is waited for while somebody else has it: a rolling update deletes a pod and makes the next one
 /// within this time; longer and the runtime's retry is cheaper than a CNI call that hangs.
 pub const FIXED_WAIT: Duration = Duration::from_secs(5);
 /// How often a watched lease is read all the same.
 pub(super) const POLL: Duration = Duration::from_secs(1);
+/// Who may have an address of `Want::Unclear`.
+const UNCLEAR: &str = "a sandbox that no record tells of";
 /// How long errors of the API server are borne; after that the runtime's own retry is the better one.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -91,6 +91,8 @@ pub(super) struct Asking {
     tries: usize,
     /// The one chunk that was listed of the pool in hand.
     listed: Option<Window>,
+    /// Pools of which one was: each list is a walk through all leases, and the runtime's next ADD may have another.
+    blind: BTreeSet<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +156,7 @@ impl Machine {
             tried: Tried::default(),
             tries: 0,
             listed: None,
+            blind: BTreeSet::new(),
         };
         self.asks.insert(id, asking);
         self.ready.push(id);
@@ -271,8 +274,8 @@ impl Machine {
                 Want::Rest { .. } | Want::Spare { .. } => {}
                 Want::Gone if s.lingers() => {}
                 Want::Keep if matches!(&s.seen, Seen::There(l) if l.identity == a.ask.identity) => hold.fresh = false,
-                Want::InUse => {
-                    a.busy = Some(("a sandbox that no record tells of".to_owned(), self.me.node.clone()));
+                Want::Unclear => {
+                    a.busy = Some((UNCLEAR.to_owned(), self.me.node.clone()));
                     return;
                 }
                 // It is on its way out of our hands.
@@ -292,8 +295,8 @@ impl Machine {
         let What::Any(pools) = &a.ask.what else { return };
         let pools = pools.clone();
         while let Some(pool) = pools.get(a.cursor) {
-            if let Some(p) = self.pools.get_mut(&pool.name).filter(|p| now >= p.learned_at + LEARNED_FOR) {
-                p.learned = Learned::default();
+            if let Some(p) = self.pools.get_mut(&pool.name) {
+                p.unlearn(now);
             }
             if let Some((name, certain)) = self.best_spare(&pool.name) {
                 if !pool.ranges.contains(name.ip) {
@@ -335,7 +338,7 @@ impl Machine {
                 Some(m) => m.window.count() > 0 && now >= p.map_at + STALE && a.waited(now) >= STALE,
             });
             let chunks: Vec<IpAddr> = pool.ranges.chunks().take(MAX_CHUNKS).collect();
-            if a.listed.is_none() && blind && !chunks.is_empty() {
+            if blind && !chunks.is_empty() && a.blind.insert(a.cursor) {
                 let base = chunks[usize::try_from(self.random() % chunks.len() as u64).expect("few chunks")];
                 a.on = On::List;
                 // Filled in by the reply.
@@ -412,6 +415,7 @@ impl Machine {
             }
             (Reply::Failed { permanent, error, .. }, _) => {
                 a.listed = None;
+                a.blind.remove(&a.cursor);
                 self.ask_failed(now, id, permanent, error, FULL_TICK);
                 if let Some(a) = self.asks.get_mut(&id) {
                     a.next = Some(now + FULL_TICK);
@@ -435,6 +439,22 @@ impl Machine {
         a.on = On::Nothing;
         a.failing = None;
         self.ready.push(id);
+    }
+
+    /// Of any address another one is tried; a fixed one is asked for again when the sandboxes have been looked at.
+    pub(super) fn ask_meets_unclear(&mut self, now: Time, id: Option<AskId>, name: &Name) {
+        let Some((id, a)) = id.and_then(|id| Some((id, self.asks.get_mut(&id)?))) else { return };
+        if matches!(a.ask.what, What::Any(_)) {
+            return self.ask_goes_on(Some(id));
+        }
+        let node = self.me.node.clone();
+        if a.expired {
+            return self.fail(now, id, TakeError::Busy { ip: name.ip, holder: UNCLEAR.to_owned(), node });
+        }
+        (a.on, a.busy, a.next, a.failing) = (On::Nothing, Some((UNCLEAR.to_owned(), node)), Some(now + POLL), None);
+        if std::mem::take(&mut a.watching) {
+            self.out.push_back(Output::Unwatch(name.clone()));
+        }
     }
 
     pub(super) fn ask_waits(&mut self, now: Time, id: Option<AskId>, name: &Name, holder: String, node: Arc<str>) {

@@ -22,6 +22,8 @@ const AFTER_DOUBT: Duration = Duration::from_secs(20);
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// Signs of a loss come in crowds.
 const SUSPECT_EVERY: Duration = Duration::from_secs(60);
+/// What is unclear waits for a list, and may be met again before the cache has it.
+const UNCLEAR_EVERY: Duration = Duration::from_secs(5);
 /// Of the first list, which ADDs wait for: soon after the API server is back.
 const FIRST_BACKOFF_MAX: Duration = Duration::from_secs(4);
 
@@ -111,6 +113,12 @@ impl Machine {
         }
     }
 
+    /// A lease of ours names somebody whom nobody here knows.
+    pub(super) fn compare_soon(&mut self, now: Time) {
+        let at = self.compare.done.map_or(now, |t| now.max(t + UNCLEAR_EVERY));
+        self.compare.due = self.compare.due.min(at);
+    }
+
     pub(super) fn reply_compare(&mut self, now: Time, reply: Reply) {
         self.compare.flight = false;
         let Reply::Leases(list) = reply else {
@@ -162,7 +170,10 @@ impl Machine {
         }
         for (name, l) in list {
             self.follow(&l.pool);
-            self.slots.insert(name.clone(), Slot::new(Want::Found, l.pool, Seen::Unknown));
+            let mut slot = Slot::new(Want::Found, l.pool, Seen::Unknown);
+            // Looked for in the sandboxes.
+            slot.holders.extend(l.holder);
+            self.slots.insert(name.clone(), slot);
             questions.push(name);
         }
         for name in questions {
@@ -179,19 +190,19 @@ impl Machine {
     /// Whether anything is known about the name. What is not, and in the list of this node's leases, is looked for in the
     /// sandboxes before the list is told: call `living`.
     pub fn knows(&self, name: &Name) -> bool {
-        self.slots.get(name).is_some_and(|s| !matches!(s.want, Want::InUse))
+        self.slots.get(name).is_some_and(|s| !matches!(s.want, Want::Unclear))
     }
 
     /// What sandboxes were found to use of what this does not know: the journal has lost it. To be told right before the list
     /// (`Reply::Leases`) that brought it up, and all of it each time. `held`: by whom is known, so that `release` gives it back.
     /// `used`: by whom is not known; nobody gets it as long as it is told here.
     pub fn living(&mut self, now: Time, held: Vec<Held>, used: Vec<(Name, Arc<str>)>) {
-        self.slots.retain(|_, s| !matches!(s.want, Want::InUse));
+        self.slots.retain(|_, s| !matches!(s.want, Want::Unclear));
         let held = held.into_iter().map(|h| {
             let hold = Hold { holder: h.holder, identity: h.identity, stage: Stage::Firm, fresh: false };
             (h.name, h.pool, Want::Hold(hold))
         });
-        let used = used.into_iter().map(|(name, pool)| (name, pool, Want::InUse));
+        let used = used.into_iter().map(|(name, pool)| (name, pool, Want::Unclear));
         for (name, pool, want) in held.chain(used).collect::<Vec<_>>() {
             if self.slots.contains_key(&name) {
                 continue;
@@ -199,7 +210,7 @@ impl Machine {
             self.follow(&pool);
             let mut slot = Slot::new(want, pool, Seen::Unknown);
             // As what the journal knows: the list says what it is.
-            slot.retry_at = Some(now).filter(|_| !matches!(slot.want, Want::InUse));
+            slot.retry_at = Some(now).filter(|_| !matches!(slot.want, Want::Unclear));
             self.slots.insert(name, slot);
         }
     }
@@ -304,6 +315,7 @@ impl Machine {
         if !used {
             return;
         }
+        p.unlearn(now);
         let missing = p.spares_per_node().saturating_sub(idle);
         let Some((domain, ranges)) = p.ranges.clone() else { return };
         let first = p.first(&self.me.node, &ranges);

@@ -72,6 +72,7 @@ impl Machine {
     pub(super) fn want(&mut self, now: Time, name: &Name, want: Want) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         slot.want = want;
+        slot.admit_holder();
         slot.conflicted = false;
         // While the API server does not answer, a change of mind is no reason to ask it more often.
         if slot.failures == 0 {
@@ -149,6 +150,16 @@ impl Machine {
                         slot.write_doubt = slot.write_doubt.take().or(past);
                     }
                 }
+                Act::Unclear => {
+                    // Who gave it back has nothing of it.
+                    let releasing = std::mem::take(&mut slot.releasing);
+                    slot.want = Want::Unclear;
+                    if releasing {
+                        self.out.push_back(Output::Released(name.clone()));
+                    }
+                    self.compare_soon(now);
+                    return self.ask_meets_unclear(now, ask, name);
+                }
                 Act::Contested(lease) => {
                     // A spare was asked for, and comes back within seconds.
                     let spare = lease.holder.is_none() && lease.quarantine.is_none();
@@ -170,6 +181,7 @@ impl Machine {
     pub(super) fn done(&mut self, now: Time, name: &Name) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         slot.conflicted = false;
+        slot.forget_holders();
         slot.retry_at = slot.write_doubt.as_ref().map(|(_, until)| *until);
         let pool = slot.pool.clone();
         if let Want::Hold(h) = &mut slot.want

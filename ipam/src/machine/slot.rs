@@ -24,8 +24,8 @@ pub(super) enum Want {
     Spare {
         since: Time,
     },
-    /// Left as it is: a sandbox here uses the address, and which one nobody can tell any more.
-    InUse,
+    /// Left as it is until the next look at the sandboxes: one of them has the address, or may have it, and no record says which.
+    Unclear,
     /// Given back, its identity kept.
     Keep,
     /// Given to nobody: somebody without a lease uses the address.
@@ -84,6 +84,8 @@ pub(super) struct Slot {
     pub releasing: bool,
     /// The higher, the later it was written or seen.
     pub order: u64,
+    /// Whom a lease of ours may name: who asked for the address or was found to have it, as far as the lease can still say so.
+    pub holders: Vec<Arc<Holder>>,
 }
 
 /// What comes next for a name.
@@ -107,13 +109,15 @@ pub(super) enum Act {
     Refuse(String),
     /// Found: to be decided by what it says.
     Classify(Lease),
+    /// Ours, of somebody whom nothing here tells of: the journal has lost the record, or the ADD never came to write one.
+    Unclear,
     /// A sandbox here lives with an address that is another's by the API server's word.
     Contested(Lease),
 }
 
 impl Slot {
     pub fn new(want: Want, pool: Arc<str>, seen: Seen) -> Self {
-        Self {
+        let mut slot = Self {
             want,
             pool,
             seen,
@@ -127,7 +131,33 @@ impl Slot {
             reported: None,
             releasing: false,
             order: 0,
+            holders: Vec::new(),
+        };
+        slot.admit_holder();
+        slot
+    }
+
+    /// From now on the lease may name who is to have the address.
+    pub fn admit_holder(&mut self) {
+        if let Want::Hold(h) = &self.want
+            && !self.holders.contains(&h.holder)
+        {
+            self.holders.push(h.holder.clone());
         }
+    }
+
+    /// The lease is as wanted, and nothing can change it: it names no former holder any more.
+    pub fn forget_holders(&mut self) {
+        if self.doubt().is_none() {
+            self.holders.clear();
+            self.admit_holder();
+        }
+    }
+
+    fn is_unclear(&self, l: &Lease, me: &Owner) -> bool {
+        let known = |h: &Arc<Holder>| self.holders.iter().any(|k| k.container == h.container);
+        let lives = matches!(&self.want, Want::Hold(h) if h.stage == Stage::Firm);
+        me.owns(l) && !lives && !l.holder.as_ref().is_none_or(known)
     }
 
     pub fn is_idle_lease(&self) -> bool {
@@ -181,9 +211,10 @@ impl Slot {
 
     pub fn act(&self, name: &Name, me: &Owner) -> Act {
         let there = match &self.seen {
-            _ if matches!(self.want, Want::InUse) => return Act::Done,
+            _ if matches!(self.want, Want::Unclear) => return Act::Done,
             Seen::Unknown => return Act::Get,
             Seen::Absent => None,
+            Seen::There(l) if self.is_unclear(l, me) => return Act::Unclear,
             Seen::There(l) => Some(l),
         };
         let held = |h: &Hold| {
@@ -249,7 +280,7 @@ impl Slot {
                 holder: None,
                 ..held(&Hold { holder: Arc::new(nobody()), identity: None, stage: Stage::Firm, fresh: false })
             }),
-            (Want::InUse, _) => Act::Done,
+            (Want::Unclear, _) => Act::Done,
             (Want::Fill | Want::Found, _) => owned.map_or(Act::Forget, |l| Act::Classify(l.clone())),
             (Want::Rest { .. } | Want::Spare { .. }, _) => match owned {
                 None => Act::Forget,

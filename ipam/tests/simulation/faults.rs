@@ -156,6 +156,13 @@ impl World {
             node.faults.clear();
             node.watches_lost = self.now;
             node.crash_in = None;
+            // The watches that were lost begin anew, with what is there now.
+            let (epoch, follows) = (node.epoch, node.follows.clone());
+            for (p, _) in follows.into_iter().enumerate().filter(|(_, follows)| *follows) {
+                if let Some(map) = self.pools[p].map.clone() {
+                    self.after(2, 100, Ev::Map(n, epoch, p, map));
+                }
+            }
         }
         self.control_soon();
     }

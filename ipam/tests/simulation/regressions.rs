@@ -257,3 +257,17 @@ fn a_delete_sent_before_a_crash_does_not_take_the_address_of_a_pod_that_came_aft
     ];
     passes_dual(654_414, 17, 7, &actions);
 }
+
+#[test]
+fn a_record_that_outlived_the_one_after_it_takes_nothing_from_who_has_the_address_now() {
+    let create = |pod, asks| What::Create { pod, node: 1, asks };
+    let actions = [
+        (1188, create(0, Asks::Any)),
+        (1199, What::Requests { node: 1, mode: Mode::TooMany, percent: 100, ms: 18_904 }),
+        (1215, create(1, Asks::Ordinal(1))),
+        (2236, What::Delete { pod: 0 }),
+        (67_467, create(2, Asks::Ordinal(1))),
+        (67_505, What::LoseJournal { node: 1, percent: 50 }),
+    ];
+    passes(282_386, 2, 6, &actions);
+}
