@@ -41,9 +41,11 @@ pub struct SlimTaint {
 }
 
 impl SlimNode {
-    /// An administrator says that it is shut down and stays so.
+    /// An administrator says that it is shut down and stays so, and it does not say otherwise. As Kubernetes, which takes nothing from a
+    /// node with this taint that is Ready (pkg/controller/podgc).
     pub fn is_out_of_service(&self) -> bool {
-        self.spec.taints.iter().any(|t| t.key == keys::TAINT_OUT_OF_SERVICE)
+        let ready = self.status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+        !ready && self.spec.taints.iter().any(|t| t.key == keys::TAINT_OUT_OF_SERVICE)
     }
 
     /// Kubernetes counts on it. The taints of a node that does not answer have the effect NoExecute; the same with NoSchedule
@@ -58,6 +60,16 @@ impl SlimNode {
 pub struct SlimNodeStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub capacity: BTreeMap<String, Quantity>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<SlimCondition>,
+}
+
+/// A condition without its times and texts.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlimCondition {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub status: String,
 }
 
 /// `namespace/name`, or `name` where there is no namespace.

@@ -98,7 +98,7 @@ fn lose(l: &LeaseView, how: Loss, now: &Stamp) -> Write {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{Change, Dirty, SlimTaint};
+    use crate::state::{Change, Dirty, SlimCondition, SlimTaint};
     use api::mooring::{AddressLease, Identity, IdentityKind};
     use kube::runtime::watcher::Event;
 
@@ -169,6 +169,16 @@ mod tests {
             forgotten[0].op,
             Op::Patch(json!({ "metadata": { "resourceVersion": "7", "annotations": { "mooring.dev/fenced": null } } }))
         );
+    }
+
+    #[test]
+    fn a_node_that_is_ready_loses_nothing_whatever_its_taint_says() {
+        let mut alive = node(true, None);
+        let ready = |status: &str| vec![SlimCondition { type_: "Ready".into(), status: status.into() }];
+        alive.status.conditions = ready("True");
+        assert_eq!(decided(Some(alive.clone()), vec![lease("10.0.0.1", "a", false)]), vec![]);
+        alive.status.conditions = ready("Unknown");
+        assert_eq!(decided(Some(alive), vec![lease("10.0.0.1", "a", false)]).len(), 1);
     }
 
     #[test]
