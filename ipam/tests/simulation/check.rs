@@ -99,7 +99,7 @@ impl World {
                 of.1 += usize::from(l.holder.is_some());
             }
             let node = self.nodes.iter().position(|n| n.name == l.node && n.agent_id == l.agent_id && n.alive);
-            if self.is_unclear(l) {
+            if self.is_unclear(l) || self.waits_for_release(l) {
                 continue;
             }
             let lost = match (&l.holder, node) {
@@ -192,6 +192,13 @@ impl World {
         nodes.any(|(n, node)| {
             node.sandboxes.iter().any(|(c, names)| names.contains(&l.name) && self.nobody_can_tell(n, c, &l.name))
         })
+    }
+
+    /// A create that an agent had sent before it lost its id came in after its machine was declared dead. It may as well be of a new
+    /// agent there: the pool counts it as out of reach, until `mooring release`.
+    fn waits_for_release(&self, l: &Lease) -> bool {
+        let dead = self.nodes.iter().find(|n| n.name == l.node && n.declared_dead && n.agent_id != l.agent_id);
+        dead.and_then(|n| n.fence.as_ref()).is_some_and(|f| f.done && !f.agents.contains(&*l.agent_id))
     }
 
     /// Addresses that sandboxes have or that are kept for one. What an ADD under way has goes back if it gets no other family's.

@@ -14,8 +14,8 @@ use crate::world::{Ev, World, say};
 
 /// The controller writes a map that often.
 const MAP_EVERY: Duration = Duration::from_secs(1);
-/// Quarantines end by the clock.
-const QUARANTINES: Duration = Duration::from_secs(60);
+/// How often it looks at what ends by the clock.
+const TICK: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct Controller {
@@ -26,7 +26,7 @@ pub struct Controller {
     late: Option<(Duration, BTreeMap<Name, Lease>)>,
     /// Dies after so many writes, for so long.
     crash_in: Option<(u64, Duration)>,
-    /// Looks at quarantines again then.
+    /// Looks again then, at what ends by the clock.
     tick: Duration,
     /// Its wall clock, in seconds off the true time.
     pub wall: i64,
@@ -140,6 +140,14 @@ impl World {
         }
     }
 
+    /// Something ends by the clock.
+    fn look_again(&mut self) {
+        if self.controller.tick <= self.now {
+            self.controller.tick = self.now + TICK;
+            self.at(self.controller.tick, Ev::Control);
+        }
+    }
+
     /// One step. False: it died.
     fn fence(&mut self, n: usize) -> bool {
         let node = &self.nodes[n];
@@ -147,7 +155,11 @@ impl World {
         let of_node = leases().map(|l| self.of_fleet(l));
         let wall = self.wall(self.controller.wall);
         match fleet::fence(node.declared_dead, node.fence.as_ref(), of_node, Some(&node.agent_id), wall) {
-            Fencing::Settled => {}
+            Fencing::Settled => {
+                if node.fence.as_ref().is_some_and(|f| !f.done) {
+                    self.look_again();
+                }
+            }
             Fencing::Record(f) => {
                 if self.controller_dies() {
                     return false;
@@ -186,9 +198,8 @@ impl World {
                 None => waits = true,
             }
         }
-        if waits && self.controller.tick <= self.now {
-            self.controller.tick = self.now + QUARANTINES;
-            self.at(self.controller.tick, Ev::Control);
+        if waits {
+            self.look_again();
         }
         over.into_iter().all(|(l, how)| self.lose(l, how))
     }
@@ -208,9 +219,8 @@ impl World {
             waits |= ips.is_empty();
             drop.extend(leases.into_iter().filter(|l| ips.contains(&l.name.ip)).cloned());
         }
-        if waits && self.controller.tick <= self.now {
-            self.controller.tick = self.now + QUARANTINES;
-            self.at(self.controller.tick, Ev::Control);
+        if waits {
+            self.look_again();
         }
         drop.into_iter().all(|l| self.lose(l, Loss::Delete))
     }
