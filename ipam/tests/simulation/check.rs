@@ -8,7 +8,7 @@ use ipam::machine::TakeError;
 use ipam::{Family, IdentityKind, Lease, Name};
 
 use crate::pods::{Pod, PodState};
-use crate::schedule::{Asks, Schedule, What};
+use crate::schedule::{Asks, Mode, Schedule, What};
 use crate::world::{World, say_lease};
 
 /// Two hourly comparisons fit, and some.
@@ -17,6 +17,8 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(3 * 3600);
 const SETTLES_SOON: Duration = Duration::from_secs(300);
 /// A quarantine by the clock of an agent that was up to 600 s ahead: a later one counts as over.
 const QUARANTINES_END_WITHIN: Duration = Duration::from_secs(1500);
+/// What comes in late has come by then, and what it left is gone: an agent waits 90 s for it.
+const LATE_ONES_ARE_OVER: Duration = Duration::from_secs(120);
 /// A map is written at most once a second, and comes within 0.3 s.
 const MAPS_COME_WITHIN: Duration = Duration::from_secs(2);
 /// A schedule that goes round in circles.
@@ -260,6 +262,11 @@ impl World {
         }
         self.now = end.max(self.now);
         self.calm_down();
+        if s.actions.iter().any(|a| matches!(a.what, What::Requests { mode: Mode::Late, .. })) {
+            let until = self.now + LATE_ONES_ARE_OVER;
+            while self.step(until) {}
+            self.now = until;
+        }
         let soon = !s.actions.iter().any(|a| a.what.needs_comparison());
         let quarantines = s.actions.iter().any(|a| matches!(a.what, What::Stranger { .. }));
         let within = match (soon, quarantines) {
