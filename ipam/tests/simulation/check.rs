@@ -324,6 +324,7 @@ impl World {
     fn takes_of_the_first_pool(&mut self, within: Duration) -> Result<(), String> {
         let until = self.now + MAPS_COME_WITHIN;
         while self.step(until) {}
+        self.until_settled("when the maps have come", within)?;
         let waiting = self.waiting();
         let leased = |name: &str| self.server.leases.values().filter(|l| *l.pool == *name).count();
         let has_one = |w: &Self, f: Family| w.given(f) + waiting < w.size(f);
