@@ -57,7 +57,8 @@ impl World {
     }
 
     pub fn controller_recovers(&mut self) {
-        self.controller.down = Duration::ZERO;
+        // What it was to wake up for later is now.
+        (self.controller.down, self.controller.at) = (Duration::ZERO, None);
         (self.controller.late, self.controller.crash_in) = (None, None);
     }
 
