@@ -17,6 +17,11 @@ use kube::{Api, Client, ResourceExt};
 use runtime::Shutdown;
 use serde_json::{Value, json};
 
+/// For what takes milliseconds on an idle machine, a start of the agent among it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a plugin asks again for an agent that is known to be away.
+const QUICK: Duration = Duration::from_millis(200);
+
 fn ip(args: &[&str]) -> String {
     let out = Command::new("ip").args(args).output().expect("iproute2 is installed");
     assert!(out.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -117,7 +122,7 @@ impl Lab {
 
     /// One call by the plugin's own code, on a thread of its own, for it blocks.
     fn call(&self, verb: &str, pod: &str, uid: &str, conf: Value) -> tokio::task::JoinHandle<Result<Value, cni::Error>> {
-        self.call_within(Duration::from_secs(10), verb, pod, uid, conf)
+        self.call_within(PATIENCE, verb, pod, uid, conf)
     }
 
     /// The same by a plugin that gives up the socket after `connect`.
@@ -141,8 +146,7 @@ impl Lab {
             Agent { socket: self.path("cni.sock").to_string_lossy().into_owned(), spool: self.path("state").join("spool") };
         tokio::task::spawn_blocking(move || {
             let request = Request::from_value(&raw, conf)?;
-            let s = Duration::from_secs;
-            forward(&agent, &raw, &request, Timeouts { connect, reply: s(20), exec: s(5) })
+            forward(&agent, &raw, &request, Timeouts { connect, reply: PATIENCE, exec: PATIENCE })
         })
     }
 
@@ -157,11 +161,11 @@ impl Lab {
     }
 
     async fn until<F: Future<Output = bool>>(&self, what: &str, done: impl Fn() -> F) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + PATIENCE;
         while !done().await {
             let log = std::fs::read_to_string(self.path("agent.log")).unwrap_or_default();
             let left = (self.links(&self.pod()), self.leases().await, std::fs::read_to_string(self.path("run/journal")));
-            assert!(Instant::now() < end, "waited 20 s until {what}; left: {left:?}; the agent said:\n{log}");
+            assert!(Instant::now() < end, "waited {PATIENCE:?} until {what}; left: {left:?}; the agent said:\n{log}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -235,9 +239,14 @@ async fn killed_at_any_moment_of_an_add_the_next_agent_leaves_nothing_half_done(
         lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
     }
     let mut killed = 0;
-    for k in 0..12u32 {
-        let adding = lab.call("ADD", "a", &uid, macvlan());
-        tokio::time::sleep(add * k / 12).await;
+    // Each moment once; on a busy machine, where nothing takes the time that it took before, again until some were cut short.
+    for k in 0..240u32 {
+        if k >= 12 && killed >= 3 {
+            break;
+        }
+        // An ADD that comes after its agent is gone does not wait for the next one.
+        let adding = lab.call_within(QUICK, "ADD", "a", &uid, macvlan());
+        tokio::time::sleep(add * (k % 12) / 12).await;
         lab.kill();
         let told = adding.await.unwrap();
         lab.start();
@@ -245,6 +254,7 @@ async fn killed_at_any_moment_of_an_add_the_next_agent_leaves_nothing_half_done(
             Ok(_) => {
                 lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
             }
+            Err(e) if e.msg.contains("failed to reach the node's agent") => {}
             Err(_) => killed += 1,
         }
         // No DEL where the ADD failed: it is the new agent that tidies up what was begun. What was finished and not told yet when
@@ -260,7 +270,7 @@ async fn killed_at_any_moment_of_an_add_the_next_agent_leaves_nothing_half_done(
         lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
         lab.call("DEL", "a", &uid, macvlan()).await.unwrap().unwrap();
     }
-    assert!(killed >= 3, "only {killed} of 12 ADDs were cut short, {add:?} each");
+    assert!(killed >= 3, "only {killed} of 240 ADDs were cut short, {add:?} each");
     assert_eq!(lab.links(&lab.node()), ["wire", "ens192"]);
 }
 
@@ -272,41 +282,52 @@ async fn dels_without_an_agent_are_done_by_the_next_one_however_often_it_is_kill
     const MORE: usize = 200;
     let spool_dir = lab.path("state/spool");
     let spooled = || std::fs::read_dir(&spool_dir).map_or(0, Iterator::count);
-    let quick = Duration::from_millis(200);
     let result = lab.call("ADD", "a", &uid, macvlan()).await.unwrap().unwrap();
     lab.call("ADD", "a", &uid, coordinator(&result)).await.unwrap().unwrap();
     lab.kill();
     for conf in [json!({"cniVersion":"1.0.0","name":"mv","type":"coordinator"}), macvlan()] {
-        lab.call_within(quick, "DEL", "a", &uid, conf).await.unwrap().unwrap();
+        lab.call_within(QUICK, "DEL", "a", &uid, conf).await.unwrap().unwrap();
     }
     assert_eq!((spooled(), lab.leases().await), (2, 1));
-    let e = lab.call_within(quick, "ADD", "a", &uid, macvlan()).await.unwrap().unwrap_err();
+    let e = lab.call_within(QUICK, "ADD", "a", &uid, macvlan()).await.unwrap().unwrap_err();
     assert_eq!(e.code, 11);
     // More behind them, of containers that are gone, so that there is a middle.
-    for i in 0..MORE {
-        let call = Call {
-            version: PROTOCOL,
-            verb: Verb::Del,
-            container_id: format!("gone{i}"),
-            netns: None,
-            ifname: "eth0".into(),
-            args: String::new(),
-            path: "/opt/cni/bin".into(),
-            stdin: macvlan(),
-            runtime: String::new(),
-        };
-        spool::write(&spool_dir, &spool::Spooled::new(call, None)).unwrap();
-    }
-    // Killed as soon as something is done, and again: the first one at c1's own, the next ones among the others.
-    for _ in 0..3 {
+    let more = |round: u32| {
+        for i in 0..MORE {
+            let call = Call {
+                version: PROTOCOL,
+                verb: Verb::Del,
+                container_id: format!("gone{round}-{i}"),
+                netns: None,
+                ifname: "eth0".into(),
+                args: String::new(),
+                path: "/opt/cni/bin".into(),
+                stdin: macvlan(),
+                runtime: String::new(),
+            };
+            spool::write(&spool_dir, &spool::Spooled::new(call, None)).unwrap();
+        }
+    };
+    more(0);
+    // Killed as soon as something is done, and again: the first one at c1's own, the next ones among the others. On a busy machine
+    // a kill may come when all is done: then with as many again.
+    let (mut in_the_middle, mut rounds) = (0, 0);
+    while in_the_middle < 3 {
+        rounds += 1;
+        assert!(rounds <= 50, "of {rounds} kills only {in_the_middle} came in time");
         let before = spooled();
         lab.start();
-        let end = Instant::now() + Duration::from_secs(20);
-        while spooled() == before && Instant::now() < end {
+        let end = Instant::now() + PATIENCE;
+        while spooled() == before {
+            assert!(Instant::now() < end, "nothing is done: {}", std::fs::read_to_string(lab.path("agent.log")).unwrap());
             std::thread::sleep(Duration::from_micros(200));
         }
         lab.kill();
-        assert!(spooled() > 0 && spooled() < before, "{} of {before} are left: the kill came too late", spooled());
+        if spooled() > 0 {
+            in_the_middle += 1;
+        } else {
+            more(rounds);
+        }
     }
     lab.start();
     let nothing = || async { lab.leases().await == 0 && lab.links(&lab.pod()).is_empty() };

@@ -15,6 +15,9 @@ use cni::{Error, Request};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
+/// An agent that answers may do so on a busy machine.
+const PATIENT: Timeouts =
+    Timeouts { connect: Duration::from_secs(60), reply: Duration::from_secs(60), exec: Duration::from_secs(60) };
 const QUICK: Timeouts =
     Timeouts { connect: Duration::from_millis(300), reply: Duration::from_millis(300), exec: Duration::from_millis(300) };
 
@@ -57,6 +60,15 @@ fn talk(
     netns: &str,
     agent: impl FnOnce(UnixStream, Call, Option<String>) + Send + 'static,
 ) -> Result<Value, Error> {
+    talk_within(PATIENT, command, netns, agent)
+}
+
+fn talk_within(
+    timeouts: Timeouts,
+    command: &str,
+    netns: &str,
+    agent: impl FnOnce(UnixStream, Call, Option<String>) + Send + 'static,
+) -> Result<Value, Error> {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("cni.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -65,7 +77,7 @@ fn talk(
         agent(stream, call, fd);
     });
     let (raw, request) = call(command, netns);
-    let answer = forward(&at(&socket), &raw, &request, QUICK);
+    let answer = forward(&at(&socket), &raw, &request, timeouts);
     agent.join().unwrap();
     answer
 }
@@ -255,6 +267,12 @@ fn a_writer_killed_at_any_moment_leaves_whole_requests_only() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
+        // The first kills may come before it writes anything, the others not.
+        let until = Instant::now() + Duration::from_secs(60);
+        while round > 5 && std::fs::read_dir(dir.path()).unwrap().next().is_none() {
+            assert!(Instant::now() < until, "nobody ever wrote");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         std::thread::sleep(Duration::from_millis(15 + 7 * round));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -279,15 +297,14 @@ fn an_agent_that_comes_back_in_time_is_reached() {
         answer(stream, Reply::done(Value::Null));
     });
     let (raw, request) = call("DEL", "");
-    let patient = Timeouts { connect: Duration::from_secs(5), ..QUICK };
-    assert_eq!(forward(&at(&socket), &raw, &request, patient), Ok(Value::Null));
+    assert_eq!(forward(&at(&socket), &raw, &request, PATIENT), Ok(Value::Null));
     agent.join().unwrap();
 }
 
 #[test]
 fn an_agent_that_hangs_hangs_up_or_babbles_is_no_answer() {
-    let e = talk("DEL", "", |s, _, _| {
-        std::thread::sleep(Duration::from_millis(600));
+    let e = talk_within(QUICK, "DEL", "", |s, _, _| {
+        std::thread::sleep(Duration::from_secs(2));
         drop(s);
     });
     let e = e.unwrap_err();

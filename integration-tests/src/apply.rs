@@ -77,10 +77,7 @@ pub async fn apply(client: &Client, yaml: &str) -> Result<Vec<String>> {
         let done = match api.create(&PostParams::default(), &object).await {
             Ok(_) => "created",
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                let old = api.get(&name).await?;
-                object.metadata.resource_version = old.metadata.resource_version;
-                object.metadata.finalizers = old.metadata.finalizers;
-                api.replace(&name, &PostParams::default(), &object).await.with_context(|| what.clone())?;
+                replace(&api, &mut object).await.with_context(|| what.clone())?;
                 "configured"
             }
             Err(kube::Error::Api(status)) => bail!("{what}: {}", status.message),
@@ -89,6 +86,24 @@ pub async fn apply(client: &Client, yaml: &str) -> Result<Vec<String>> {
         lines.push(format!("{what} {done}"));
     }
     Ok(lines)
+}
+
+/// In place of the one that is there, which its controllers write as well: what they wrote between our look and our write is
+/// looked at again, as `kubectl` does.
+async fn replace(api: &Api<DynamicObject>, object: &mut DynamicObject) -> kube::Result<()> {
+    let name = object.name_any();
+    let mut tries = 0;
+    loop {
+        let old = api.get(&name).await?;
+        object.metadata.resource_version = old.metadata.resource_version;
+        object.metadata.finalizers = old.metadata.finalizers;
+        tries += 1;
+        match api.replace(&name, &PostParams::default(), object).await {
+            // Nobody writes one object that often for long.
+            Err(kube::Error::Api(status)) if status.reason == "Conflict" && tries < 100 => {}
+            done => return done.map(drop),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,11 @@ use nix::unistd::Pid;
 use crate::run::Run;
 use crate::space::{Children, Inside, Space};
 
+/// A busy machine may take this long until a program is ready; an idle one takes a second.
+const START: Duration = Duration::from_secs(60);
+/// A pod's `terminationGracePeriodSeconds`, where nobody says another.
+const END: Duration = Duration::from_secs(30);
+
 /// A program that was started and runs until it is stopped, or until its machine goes.
 #[derive(Debug)]
 pub struct Daemon {
@@ -60,23 +65,23 @@ impl Daemon {
         Ok(())
     }
 
-    /// Waits until `path` exists in the lab's files, for at most 10 s.
+    /// Waits until `path` exists in the lab's files, at most as long as a busy machine may need.
     ///
     /// # Errors
     /// The program ended, or the time is over.
     pub fn wait_for(&mut self, path: &Path) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + START;
         while !path.exists() {
             self.check()?;
             if Instant::now() > deadline {
-                bail!("{} did not make {} within 10 s", self.name, path.display());
+                bail!("{} did not make {} within {} s", self.name, path.display(), START.as_secs());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
     }
 
-    /// Asks it to end (SIGTERM) and waits for at most 10 s.
+    /// Asks it to end (SIGTERM) and waits for as long as a kubelet does.
     ///
     /// # Errors
     /// It had to be killed.
@@ -86,12 +91,12 @@ impl Daemon {
             return Ok(());
         }
         kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM).context("failed to signal")?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + END;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 self.child.kill()?;
                 self.child.wait()?;
-                bail!("{} did not end within 10 s of SIGTERM", self.name);
+                bail!("{} did not end within {} s of SIGTERM", self.name, END.as_secs());
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -14,8 +14,8 @@ use crate::cluster::{
 use crate::lab::{Lab, OUTSIDE, Options};
 use crate::product::{From, Product, wait_until};
 
-/// No step takes longer on a busy machine; a whole demo is far below a minute.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// No step takes longer on a busy machine; on an idle one a whole demo is far below a minute.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The Deployments of both examples.
 const APPS: [&str; 4] = ["test-app", "neighbour", "nginx", "nginx-net1"];
 /// Columns of `kubectl get spiderippool`.

@@ -9,12 +9,15 @@ use crate::kube::ADMIN;
 use crate::lab::Lab;
 use crate::product::{Product, program};
 
-/// Nothing is duplicate, leaked or stale, a few seconds from now at the latest.
+/// How long something may still be on its way on a busy machine; on an idle one it is there after a second or two.
+const PATIENCE: u64 = 60;
+
+/// Nothing is duplicate, leaked or stale, soon at the latest.
 ///
 /// # Errors
 /// Something stays so: a line each.
 pub fn silent(lab: &Lab, product: &Product) -> Result<()> {
-    settled(lab, product, 20)
+    settled(lab, product, PATIENCE)
 }
 
 /// As [`silent`], with another patience.

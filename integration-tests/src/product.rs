@@ -1,9 +1,11 @@
 //! The product's processes on the lab's machines, started as an installation would: the API and the controller on the
 //! control machine, an agent and the CNI programs on every node; beside them the stand-ins. It does not know what they do.
 
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -349,29 +351,60 @@ impl From<'_> {
     }
 }
 
-/// Starts a capture on a machine's NIC and returns what `work` makes pass there, as tcpdump's lines.
+/// What tcpdump has printed so far.
+#[derive(Debug, Clone, Default)]
+pub struct Captured(Arc<Mutex<String>>);
+
+impl Captured {
+    /// Its lines.
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until it was said so often, and at most as long as a busy machine may need: who asks for the text then sees what is
+    /// missing.
+    pub fn until(&self, so: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !so(&self.text()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Starts a capture on a machine's NIC with tcpdump's arguments `more` and returns what `work` makes pass there, as tcpdump's
+/// lines. What must be among them, `work` waits for: a packet is printed some time after it passed.
 ///
 /// # Errors
 /// tcpdump does not start, or `work` fails.
-pub fn captured(at: From<'_>, nic: &str, filter: &str, work: impl FnOnce() -> Result<()>) -> Result<String> {
+pub fn captured(at: From<'_>, nic: &str, more: &[&str], work: impl FnOnce(&Captured) -> Result<()>) -> Result<String> {
     let mut command = Command::new("nsenter");
     if let Some(netns) = at.netns {
         command.arg(format!("--net={netns}"));
     }
-    command.args(["tcpdump", "-n", "-l", "-p", "-i", nic, filter]);
+    command.args(["tcpdump", "-n", "-l", "-p", "--immediate-mode", "-i", nic]).args(more);
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let mut child = at.space.spawn(Inside::All, &mut command)?;
-    let stderr = child.stderr.take().context("no stderr")?;
+    let (stdout, stderr) = (child.stdout.take().context("no stdout")?, child.stderr.take().context("no stderr")?);
     // "listening on" is its word that packets are taken from now on.
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stderr));
-    let ready = lines.any(|l| l.is_ok_and(|l| l.starts_with("listening on")));
-    let result = if ready { work() } else { Err(anyhow::anyhow!("tcpdump does not listen on {nic}")) };
-    // A packet is printed a moment after it passed.
+    let mut said = BufReader::new(stderr).lines();
+    let ready = said.any(|l| l.is_ok_and(|l| l.starts_with("listening on")));
+    let seen = Captured::default();
+    let printed = seen.clone();
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
+            let mut text = printed.0.lock().unwrap_or_else(PoisonError::into_inner);
+            text.push_str(&line);
+            text.push('\n');
+        }
+    });
+    let result = if ready { work(&seen) } else { Err(anyhow::anyhow!("tcpdump does not listen on {nic}")) };
+    // For what nobody waits for.
     std::thread::sleep(Duration::from_millis(200));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGINT)?;
-    let output = child.wait_with_output()?;
+    child.wait()?;
+    reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     result?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(seen.text())
 }
 
 /// Asks every 50 ms until there is an answer.

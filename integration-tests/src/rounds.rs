@@ -18,7 +18,7 @@ use crate::proxy::Proxy;
 
 /// For what takes seconds on an idle machine: an agent that was killed is met again by callers within 10 s, a kubelet's
 /// pause is 2 s, and lanes run on busy machines.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Pools with room for all that is made here, in both segments.
 const POOLS: &str = "

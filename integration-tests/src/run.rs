@@ -188,7 +188,7 @@ pub fn leftovers() -> Result<Vec<Leftover>> {
 /// Removes what killed and kept runs left; runs in use are not touched. Returns what was removed.
 ///
 /// # Errors
-/// A process does not end within 10 s, or a directory cannot be removed.
+/// A process does not end within 60 s, or a directory cannot be removed.
 pub fn clean() -> Result<Vec<Leftover>> {
     let mut removed = Vec::new();
     for run in leftovers()?.into_iter().filter(|r| !r.in_use) {
@@ -196,7 +196,7 @@ pub fn clean() -> Result<Vec<Leftover>> {
             // A holder is pid 1 of its pid namespace: with it all processes of that namespace die, and the namespaces go.
             let _ = kill(Pid::from_raw(process.pid.cast_signed()), Signal::SIGKILL);
         }
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while let Some(process) = run.holders.iter().find(|p| p.lives()) {
             if Instant::now() > deadline {
                 bail!("process {} of {} does not end", process.pid, run.dir.display());
@@ -228,7 +228,7 @@ pub fn remove_on_signal(dir: &Path) -> Result<()> {
                 let _ = kill(Pid::from_raw(process.pid.cast_signed()), Signal::SIGKILL);
             }
             // What wrote there is dead or dying; a second look takes what it wrote last.
-            for _ in 0..20 {
+            for _ in 0..600 {
                 if fs::remove_dir_all(&dir).is_ok() {
                     break;
                 }

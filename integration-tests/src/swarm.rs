@@ -84,7 +84,7 @@ impl Swarm {
             swarm.daemons.push(daemon);
             swarm.sockets.push(cni);
         }
-        wait_until("the pool is counted", Duration::from_secs(30), || {
+        wait_until("the pool is counted", Duration::from_secs(120), || {
             let total = text(&swarm.cluster.get(POOLS, None, "thousand")?, "/status/totalIPCount");
             ensure!(total == "1000", "{total}");
             Ok(())

@@ -87,7 +87,7 @@ fn only_our_accounts_delete_leases_and_each_may_do_only_its_own() {
     let lease = "apiVersion: mooring.dev/v1alpha1\nkind: AddressLease\nmetadata: {name: default.v4-10-6-212-202}\n\
                  spec: {pool: p, address: 10.6.212.202, node: n1, agentID: u}\n";
     // A new policy is obeyed a moment after it was stored.
-    let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(120);
     let said = loop {
         let created = m.kube.kubectl_with(&m.space, AGENT, &["create", "--validate=ignore", "-f", "-"], Some(lease));
         assert!(created.is_ok() || refused(created).contains("AlreadyExists"), "the agent may create leases");

@@ -13,7 +13,8 @@ use integration_tests::kube::{ADMIN, AGENT, CONTROLLER, Machine};
 use integration_tests::product::wait_until;
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For what takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -350,7 +350,7 @@ fn the_standalone_api_keeps_them_alike() {
     let mut command = Command::new(&program);
     command.arg("--socket").arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let _server = Killed(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())));
-    let patience = Instant::now() + Duration::from_secs(10);
+    let patience = Instant::now() + Duration::from_secs(60);
     while !socket.exists() {
         assert!(Instant::now() < patience, "mooring-standalone makes no socket");
         std::thread::sleep(Duration::from_millis(10));

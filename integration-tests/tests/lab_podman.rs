@@ -12,7 +12,8 @@ use integration_tests::product::From;
 use integration_tests::world::World as Started;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For what takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// podman's own files, on the machine's memory.
 const DIR: &str = "/run/podman-lab";

@@ -21,7 +21,8 @@ spec:
     metadata: {labels: {app: app}}
     spec: {containers: [{name: app, image: app}]}
 ";
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For what takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn pods_of_a_deployment_are_spread_reach_each_other_and_leave_nothing() {
@@ -49,7 +50,12 @@ fn pods_of_a_deployment_are_spread_reach_each_other_and_leave_nothing() {
         from.ping(to).unwrap();
         from.tcp(lab.exe(), to).unwrap();
     }
-    let seen = captured(from, "eth0", "icmp", || from.ping("10.6.0.1".parse().unwrap()).map(|_| ())).unwrap();
+    let seen = captured(from, "eth0", &["icmp"], |seen| {
+        from.ping("10.6.0.1".parse()?)?;
+        seen.until(|text| text.contains("ICMP echo reply"));
+        Ok(())
+    });
+    let seen = seen.unwrap();
     assert!(seen.contains("ICMP echo reply"), "{seen}");
 
     scale(&cluster, "app", 1).unwrap();

@@ -12,7 +12,8 @@ use integration_tests::product::{From, program, wait_until};
 use integration_tests::world::World as Started;
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For what takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// As the example's pods name their pool.
 const POOL: &str = ", ipam.spidernet.io/ippool: '{\"ipv4\": [\"ippool-test\"]}'";
 

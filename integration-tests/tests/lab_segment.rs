@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use integration_tests::cluster::{EVENTS, LEASES, PODS, POOLS, text};
-use integration_tests::product::{From, captured};
+use integration_tests::product::{Captured, From, captured};
 use integration_tests::world::World as Started;
 use serde_json::{Value, json};
 
 /// A pod that failed is tried again after some seconds, a few times.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The NIC of the router on the pods' segment.
 const ROUTER_NIC: &str = "net172";
 
@@ -82,10 +82,10 @@ impl World {
     }
 
     /// What passes the router's NIC meanwhile that is about who has an address.
-    fn heard(&self, work: impl FnOnce()) -> Vec<Heard> {
+    fn heard(&self, work: impl FnOnce(&Captured)) -> Vec<Heard> {
         let at = From { space: &self.lab.router, netns: None };
-        let lines = captured(at, ROUTER_NIC, "arp or (icmp6 and (ip6[40] == 135 or ip6[40] == 136))", || {
-            work();
+        let lines = captured(at, ROUTER_NIC, &["arp or (icmp6 and (ip6[40] == 135 or ip6[40] == 136))"], |seen| {
+            work(seen);
             Ok(())
         });
         let lines = lines.unwrap();
@@ -126,7 +126,7 @@ fn a_strangers_address_is_passed_over_and_a_free_one_is_probed_used_and_announce
     let stranger = world.router_mac();
 
     // All that the pool has is used by a stranger.
-    let heard = world.heard(|| {
+    let heard = world.heard(|_| {
         world.pod("a", "p", Some("six"));
         world.wait("the stranger is seen", |w| {
             let lease = w.cluster.get(LEASES, None, "default.v4-172-18-30-131")?;
@@ -143,14 +143,18 @@ fn a_strangers_address_is_passed_over_and_a_free_one_is_probed_used_and_announce
     assert!(times(&heard, "172.18.30.131 tell 172.18.30.131").is_empty(), "it is not announced by the pod");
 
     // With one more address the same pod starts.
-    let heard = world.heard(|| {
+    let announcing = "who-has 172.18.30.132 tell 172.18.30.132";
+    let advertising = "fd00:172:18::132 > ff02::1: ICMP6, neighbor advertisement, tgt is fd00:172:18::132";
+    let heard = world.heard(|seen| {
         world.cluster.patch(POOLS, "p", &json!({"spec": {"ips": ["172.18.30.131-172.18.30.132"]}})).unwrap();
         let pod = world.running("a");
         assert_eq!(
             (text(&pod, "/status/podIPs/0/ip"), text(&pod, "/status/podIPs/1/ip")),
             ("172.18.30.132".into(), "fd00:172:18::132".into())
         );
-        std::thread::sleep(Duration::from_millis(2500));
+        // And no more than these: the next ones would follow within a second or two.
+        seen.until(|text| text.matches(announcing).count() >= 2 && text.matches(advertising).count() >= 3);
+        std::thread::sleep(Duration::from_millis(500));
     });
     let probes = times(&heard, "who-has 172.18.30.132 tell 0.0.0.0");
     let solicitations = times(&heard, ":: > ff02::1:ff00:132: ICMP6, neighbor solicitation, who has fd00:172:18::132");
@@ -159,8 +163,8 @@ fn a_strangers_address_is_passed_over_and_a_free_one_is_probed_used_and_announce
         times(&heard, "who-has 172.18.0.1 tell 172.18.30.132"),
         times(&heard, "fd00:172:18::132 > ff02::1:ff00:1: ICMP6, neighbor solicitation, who has fd00:172:18::1"),
     ];
-    let announced = times(&heard, "who-has 172.18.30.132 tell 172.18.30.132");
-    let advertised = times(&heard, "fd00:172:18::132 > ff02::1: ICMP6, neighbor advertisement, tgt is fd00:172:18::132");
+    let announced = times(&heard, announcing);
+    let advertised = times(&heard, advertising);
     assert_eq!((announced.len(), advertised.len()), (2, 3), "RFC 5227 section 1.1 and RFC 4861 section 10: {heard:#?}");
     for asked in &gateways {
         assert!(
@@ -168,15 +172,17 @@ fn a_strangers_address_is_passed_over_and_a_free_one_is_probed_used_and_announce
             "the gateway is asked between probes and announcement: {heard:#?}"
         );
     }
-    assert!((announced[1] - announced[0] - 2.0).abs() < 0.5, "{announced:?}");
-    assert!(advertised.windows(2).all(|w| (w[1] - w[0] - 1.0).abs() < 0.5), "{advertised:?}");
+    // A busy machine may hold up any of them.
+    let apart = |times: &[f64], s: f64| times.windows(2).all(|w| (s - 0.5..s + 10.0).contains(&(w[1] - w[0])));
+    assert!(apart(&announced, 2.0) && apart(&advertised, 1.0), "{announced:?} {advertised:?}");
     println!("from the first probe to the announcement: {:.0} ms", (announced[0] - probes[0]) * 1000.0);
 
     // The repetitions did not disturb the pod: it still reaches its gateway, and the router finds it.
     From { space: &world.lab.router, netns: None }.ping("172.18.30.132".parse().unwrap()).unwrap();
 
     // Who is gone announces nothing.
-    let heard = world.heard(|| {
+    let mut until_gone = 0;
+    let heard = world.heard(|seen| {
         world.pod("b", "p", None);
         world.cluster.delete(PODS, "a").unwrap();
         world.running("b");
@@ -186,9 +192,13 @@ fn a_strangers_address_is_passed_over_and_a_free_one_is_probed_used_and_announce
             ensure!(pods.is_empty(), "pods are left");
             Ok(())
         });
+        std::thread::sleep(Duration::from_millis(300));
+        until_gone = seen.text().matches(announcing).count();
         std::thread::sleep(Duration::from_millis(2500));
     });
-    assert_eq!(times(&heard, "who-has 172.18.30.132 tell 172.18.30.132").len(), 1, "{heard:#?}");
+    // The second one too where all of that took more than 2 s.
+    assert!((1..=2).contains(&until_gone), "{heard:#?}");
+    assert_eq!(times(&heard, announcing).len(), until_gone, "{heard:#?}");
 }
 
 #[test]

@@ -5,18 +5,18 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::cluster::{BRIDGES, PODS, text};
 use integration_tests::daemon::Daemon;
 use integration_tests::product::{From, captured, program};
-use integration_tests::space::Inside;
 use integration_tests::world::World as Started;
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For what takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 const ROUTER: &str = "172.18.0.1";
 
 struct World(Started);
@@ -138,31 +138,37 @@ fn send(at: From<'_>, nic: &str, frames: &[String]) {
     at.run("/usr/bin/python3", &args).unwrap();
 }
 
-/// Our frames that tcpdump sees on a NIC while `work` runs, by number. A number seen twice is a mistake of the switch.
-fn seen(at: From<'_>, nic: &str, work: impl FnOnce()) -> BTreeMap<u8, Tags> {
-    let mut command = Command::new("nsenter");
-    command.args(at.netns.map(|netns| format!("--net={netns}")));
-    command.args(["tcpdump", "-n", "-l", "-p", "-xx", "-Q", "in", "-i", nic]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = at.space.spawn(Inside::All, &mut command).unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
-    assert!(lines.any(|l| l.is_ok_and(|l| l.starts_with("listening on"))), "tcpdump does not listen on {nic}");
-    work();
-    // A frame is printed a moment after it passed.
-    std::thread::sleep(Duration::from_millis(400));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGINT).unwrap();
-    let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+/// Our frames that tcpdump sees on a NIC while `work` runs, by number: `many` of them, and whatever else comes soon after. A
+/// number seen twice is a mistake of the switch.
+fn seen(at: From<'_>, nic: &str, many: usize, work: impl FnOnce()) -> BTreeMap<u8, Tags> {
+    let output = captured(at, nic, &["-xx", "-Q", "in"], |seen| {
+        work();
+        seen.until(|text| ours(text).len() >= many);
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(())
+    });
     let mut found = BTreeMap::new();
-    for bytes in dumps(&output) {
+    for (number, tags) in ours(&output.unwrap()) {
+        assert!(found.insert(number, tags).is_none(), "frame {number:#x} came twice to {nic}");
+    }
+    found
+}
+
+/// Number and tags of those frames that are ours.
+fn ours(text: &str) -> Vec<(u8, Tags)> {
+    let mut found = Vec::new();
+    for bytes in dumps(text) {
         let word = |at: usize| bytes.get(at..at + 2).map_or(0, |w| u16::from_be_bytes([w[0], w[1]]));
         let (mut at, mut tags) = (12, Tags::new());
         while [C, S].contains(&word(at)) {
             tags.push((word(at), word(at + 2) & 0xfff));
             at += 4;
         }
-        if word(at) == OURS {
-            let number = bytes[at + 2];
-            assert!(found.insert(number, tags).is_none(), "frame {number:#x} came twice to {nic}");
+        // Without its number it is half a frame: tcpdump is still at it.
+        if word(at) == OURS
+            && let Some(number) = bytes.get(at + 2)
+        {
+            found.push((*number, tags));
         }
     }
     found
@@ -260,7 +266,8 @@ fn frames_of_every_vlan_mode_have_the_tags_that_open_vswitch_documents() {
     let wire = From { space: &world.lab.switch, netns: None };
 
     let number = |case: usize, frame: usize| u8::try_from(16 * (case + 1) + frame).unwrap();
-    let on_wire = seen(wire, "n1-172", || {
+    let many = CASES.iter().flat_map(|case| &case.out).flatten().count();
+    let on_wire = seen(wire, "n1-172", many, || {
         for (i, _) in CASES.iter().enumerate() {
             let frames: Vec<String> = (0..4).map(|f| frame(number(i, f), sent[f])).collect();
             send(pod(i), "net1", &frames);
@@ -277,7 +284,8 @@ fn frames_of_every_vlan_mode_have_the_tags_that_open_vswitch_documents() {
     }
     for (i, case) in CASES.iter().enumerate() {
         let frames: Vec<String> = (0..5).map(|f| frame(number(i, f), sent[f])).collect();
-        let in_pod = seen(pod(i), "net1", || send(wire, "n1-172", &frames));
+        let many = case.into.iter().flatten().count();
+        let in_pod = seen(pod(i), "net1", many, || send(wire, "n1-172", &frames));
         for (f, expected) in case.into.iter().enumerate() {
             let have = in_pod.get(&number(i, f)).map(Vec::as_slice);
             if have != *expected {
@@ -364,8 +372,9 @@ fn a_bond_goes_on_over_the_other_link_when_one_fails() {
         });
         world.reaches_the_router();
         let at = From { space: &world.lab.switch, netns: None };
-        let passed = captured(at, other.1, "icmp", || {
+        let passed = captured(at, other.1, &["icmp"], |seen| {
             world.reaches_the_router();
+            seen.until(|text| text.contains("ICMP echo request") && text.contains("ICMP echo reply"));
             Ok(())
         });
         let passed = passed.unwrap();
@@ -456,7 +465,7 @@ fn columns_of_a_running_bridge_are_changed_and_reverted() {
     space.ip_batch("link set theirs up\n").unwrap();
     let wire = From { space: &world.lab.switch, netns: None };
     let node = From { space, netns: None };
-    let passed = seen(wire, "n1-172", || send(node, "theirs", &[frame(1, &[])]));
+    let passed = seen(wire, "n1-172", 1, || send(node, "theirs", &[frame(1, &[])]));
     assert_eq!(passed, BTreeMap::from([(1, vec![(C, 100)])]));
     world.vsctl("remove port theirs tag 100");
     world.bridge("uplink: {interface: eth0}");

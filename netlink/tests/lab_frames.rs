@@ -10,12 +10,15 @@ use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use common::{cable, index, ip_do, mac, name, netns, run, up};
+use common::{cable, index, ip_do, mac, name, netns, quickest, run, up};
 use model::IfName;
 use netlink::{Announced, Errno, Error, LinkChange, LinkRef, Netns, Request, Socket, announce, set_tx_checksum, sysctl};
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
+
+/// For what takes milliseconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Every frame that passes the namespace's links.
 fn tap(netns: &Netns) -> OwnedFd {
@@ -25,9 +28,9 @@ fn tap(netns: &Netns) -> OwnedFd {
     fd
 }
 
-/// The first frame within two seconds that is wanted.
+/// The first frame that is wanted, within what a busy machine may need.
 fn frame(tap: &OwnedFd, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-    let until = Instant::now() + Duration::from_secs(2);
+    let until = Instant::now() + PATIENCE;
     let mut buf = [0; 2048];
     while Instant::now() < until {
         match recv(tap.as_raw_fd(), &mut buf, MsgFlags::empty()) {
@@ -67,7 +70,7 @@ fn addresses_of_both_families_are_announced() {
     give_addresses(&pod);
     let tap = tap(&far);
     let ips = ["10.6.1.10", "fd00:10:6::1:10"].map(|i| i.parse::<IpAddr>().unwrap());
-    assert_eq!(announce(Some(&pod), &dev, &ips, Duration::from_secs(1)).unwrap(), Announced::Sent);
+    assert_eq!(announce(Some(&pod), &dev, &ips, PATIENCE).unwrap(), Announced::Sent);
     let arp = frame(&tap, is_arp).expect("a gratuitous ARP");
     assert_eq!(&arp[..12], [[0xff; 6], mac(MAC).bytes()].concat(), "to all, from the NIC");
     assert_eq!(&arp[20..22], [0, 1], "RFC 5227: the request form");
@@ -93,10 +96,13 @@ fn receivers_take_announcements_in() {
     // The kernel takes no change of an entry within a second of the last one (locktime).
     std::thread::sleep(Duration::from_millis(1100));
     give_addresses(&pod);
-    announce(Some(&pod), &dev, &ips, Duration::from_secs(1)).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
-    let neighbours = run(&far, "ip", &["neigh", "show", "dev", "x"]).unwrap();
-    assert_eq!(neighbours.matches(MAC).count(), 2, "{neighbours}");
+    announce(Some(&pod), &dev, &ips, PATIENCE).unwrap();
+    let neighbours = || run(&far, "ip", &["neigh", "show", "dev", "x"]).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while neighbours().matches(MAC).count() != 2 {
+        assert!(Instant::now() < until, "{}", neighbours());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -111,16 +117,16 @@ fn an_announcement_waits_for_carrier() {
             std::thread::sleep(Duration::from_millis(200));
             ip_do(&far, "link set x up");
         });
-        announce(Some(&pod), &name("net1"), &["10.6.1.10".parse().unwrap()], Duration::from_secs(5)).unwrap()
+        announce(Some(&pod), &name("net1"), &["10.6.1.10".parse().unwrap()], PATIENCE).unwrap()
     });
     assert_eq!(late, Announced::Sent);
     assert!(frame(&tap, is_arp).is_some());
 
     ip_do(&far, "link set x down");
-    let began = Instant::now();
-    let never = announce(Some(&pod), &name("net1"), &["10.6.1.10".parse().unwrap()], Duration::from_millis(150)).unwrap();
-    assert_eq!(never, Announced::NoCarrier);
-    assert!(began.elapsed() < Duration::from_secs(2));
+    quickest(Duration::from_secs(2), || {
+        let never = announce(Some(&pod), &name("net1"), &["10.6.1.10".parse().unwrap()], Duration::from_millis(150)).unwrap();
+        assert_eq!(never, Announced::NoCarrier);
+    });
     let e = announce(Some(&pod), &name("net9"), &[], Duration::from_millis(150)).unwrap_err();
     assert_eq!(e.to_string(), "link net9 does not exist");
 }

@@ -245,13 +245,13 @@ async fn killed_server_leaves_calls_unknown_and_its_return_is_followed_by_all_re
 #[tokio::test]
 async fn hanging_server_on_a_unix_socket_is_noticed_by_our_probe() {
     let lab = Lab::start();
-    let client = lab.client_with(Config { probe_interval: Duration::from_millis(300), ..Config::default() });
+    let client = lab.client_with(Config { probe_interval: Duration::from_secs(1), ..Config::default() });
     let replica = client.monitor(MonitorRequest::vswitch()).await.unwrap();
     replica.synced(SOON).await.unwrap();
     // Several probes are answered first.
     let mut state = client.subscribe();
     state.mark_unchanged();
-    assert!(tokio::time::timeout(Duration::from_secs(2), state.changed()).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(3500), state.changed()).await.is_err());
     let server = lab.server.as_ref().unwrap();
     server.signal(Signal::SIGSTOP);
     let error = tokio::time::timeout(SOON, client.transact(add_bridge("br0"))).await.unwrap().unwrap_err();

@@ -176,7 +176,7 @@ async fn nobody_loses_a_port_to_those_who_write_all_ports_anew() {
         let (endpoint, stop) = (Endpoint::Unix(switch.sock()), stop.clone());
         async move {
             let client = Client::connect(endpoint, Config::default());
-            client.connected(Duration::from_secs(5)).await.unwrap();
+            client.connected(Duration::from_secs(60)).await.unwrap();
             let (mut there, mut lost) = (BTreeSet::new(), 0);
             for n in 0.. {
                 if stop.load(Ordering::Relaxed) {

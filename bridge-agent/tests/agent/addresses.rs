@@ -129,16 +129,18 @@ async fn a_pod_whose_pool_is_empty_backs_off_until_a_map_says_otherwise() {
     let pod = w.pod("a", v4("p")).await;
     let first = w.add("c1", "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap_err();
     // Each try of the runtime is another container; none of them lists a lease or waits.
-    let began = std::time::Instant::now();
+    let (began, mut quickest) = (std::time::Instant::now(), Duration::MAX);
     for i in 2..12 {
+        let asked = std::time::Instant::now();
         let again = w.add(&format!("c{i}"), "eth0", &macvlan(json!({})), Some(&pod)).await.unwrap_err();
         assert_eq!((again.code, &again.msg), (Error::TRY_AGAIN, &first.msg));
+        quickest = quickest.min(asked.elapsed());
         // Below the shortest wait, also on a busy machine.
         if began.elapsed() > Duration::from_millis(800) {
             break;
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(quickest < Duration::from_millis(500), "{quickest:?}");
     let events: Api<Event> = Api::namespaced(w.client.clone(), "default");
     w.until_async("an event is written", || async { !events.list(&ListParams::default()).await.unwrap().items.is_empty() }).await;
     assert_eq!(events.list(&ListParams::default()).await.unwrap().items.len(), 1, "said once");

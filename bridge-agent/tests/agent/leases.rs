@@ -44,7 +44,8 @@ async fn an_add_with_a_spare_in_hand_needs_no_api_server() {
     let spares = w.agent.leases.spares();
     let began = Instant::now();
     let result = w.add("c2", "eth0", &conf, Some(&b)).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // A request to one who does not answer takes 10 s.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     let got = result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/16").to_owned();
     assert!(spares.iter().any(|ip| ip.to_string() == got), "{got} is none of {spares:?}");
 

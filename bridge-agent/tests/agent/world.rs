@@ -270,23 +270,23 @@ impl World {
     }
 
     pub async fn until(&self, what: &str, done: impl Fn() -> bool) {
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if done() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("waited 10 s until {what}");
+        panic!("waited 60 s until {what}");
     }
 
     pub async fn until_async<F: Future<Output = bool>>(&self, what: &str, done: impl Fn() -> F) {
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if done().await {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("waited 10 s until {what}");
+        panic!("waited 60 s until {what}");
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use model::{IfName, MacAddr};
 use netlink::{LinkChange, LinkRef, Netns, Request, Socket};
@@ -51,6 +52,21 @@ pub fn ip(netns: &Netns, args: &str) -> serde_json::Value {
 pub fn ip_do(netns: &Netns, args: &str) {
     let args: Vec<&str> = args.split_whitespace().collect();
     run(netns, "ip", &args).unwrap_or_else(|e| panic!("ip {args:?}: {e}"));
+}
+
+/// Does what is quick on an idle machine until one time was quicker than `limit`; gives that time. A busy machine holds up some
+/// times, and something slow all of them.
+pub fn quickest(limit: Duration, mut work: impl FnMut()) -> Duration {
+    let mut best = Duration::MAX;
+    for _ in 0..20 {
+        let began = Instant::now();
+        work();
+        best = best.min(began.elapsed());
+        if best < limit {
+            return best;
+        }
+    }
+    panic!("{best:?} at best of 20 times, and less than {limit:?} is right");
 }
 
 /// A pair of NICs with carrier: `a` in one namespace, `b` in the other.
