@@ -13,6 +13,7 @@ fn main() -> anyhow::Result<()> {
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start tokio")?;
     tokio.block_on(async {
         let shutdown = Shutdown::on_signals().context("failed to listen for signals")?;
-        bridge_agent::run::run(args, shutdown).await
+        // A task, for each wake-up of the future that is waited for here is a write to an eventfd and a turn of the poll.
+        tokio::spawn(bridge_agent::run::run(args, shutdown)).await.context("the agent ended in a panic")?
     })
 }

@@ -12,7 +12,7 @@ use api::NodeNetwork;
 use api::mooring::BridgeOnNode;
 use kube::Client;
 use model::desired::NodeDesired;
-use model::observed::{Look, Observed, Scope};
+use model::observed::{Look, LookOvs, Observed, Scope};
 use planner::node::{self, BridgePlan, Verdict};
 use plumbing::{Host, HostError};
 use runtime::Shutdown;
@@ -224,7 +224,7 @@ impl<H: Host + 'static> NodeLoop<H> {
     }
 
     async fn look(&self) -> Result<Observed, HostError> {
-        let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: true };
+        let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: LookOvs::All };
         self.host.observe(None, &scope).await
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use model::observed::{Link, LinkKind, Look, Scope};
+use model::observed::{Link, LinkKind, Look, LookOvs, Scope};
 use model::{AttachmentId, IfAddr, Owner, RunBy};
 use plumbing::{Host, HostError, Netns};
 
@@ -43,7 +43,7 @@ pub async fn living<H: Host>(host: &H, dir: &Path) -> Result<HashSet<AttachmentI
 
 async fn look<H: Host>(host: &H, dir: &Path) -> Result<Vec<Nic>, HostError> {
     // Without an answer of Open vSwitch the NICs are still what they are.
-    let ovs = match host.observe(None, &Scope { ovs: true, ..Scope::default() }).await {
+    let ovs = match host.observe(None, &Scope { ovs: LookOvs::All, ..Scope::default() }).await {
         Ok(seen) => seen.ovs.unwrap_or_default(),
         Err(error) => {
             tracing::warn!(%error, "looking at sandboxes without their ports");

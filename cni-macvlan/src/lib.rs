@@ -4,7 +4,7 @@
 use cni::Request;
 use cni_plugin::fields::{Fields, wrong};
 use cni_plugin::nic;
-use model::observed::{Link, Look, MacvlanMode, Observed, Scope};
+use model::observed::{Link, Look, LookOvs, MacvlanMode, Observed, Scope};
 use model::{IfName, MacAddr, Mtu};
 use planner::step::Macvlan;
 use planner::{Aim, Attach, Class, MainPlugin, Ns, Plan, Refusal, Step};
@@ -127,9 +127,9 @@ impl MainPlugin for Conf {
             (None, false) => Look::Routes,
         };
         match aim {
-            Aim::Add => Scope { host, pod: Look::Routes, ovs: false },
-            Aim::Del => Scope { host: Look::Nothing, pod: Look::AllLinks, ovs: false },
-            Aim::Check => Scope { host, pod: Look::All, ovs: false },
+            Aim::Add => Scope { host, pod: Look::Routes, ovs: LookOvs::Nothing },
+            Aim::Del => Scope { host: Look::Nothing, pod: Look::AllLinks, ovs: LookOvs::Nothing },
+            Aim::Check => Scope { host, pod: Look::All, ovs: LookOvs::Nothing },
         }
     }
 

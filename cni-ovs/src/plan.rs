@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cni_plugin::fields::wrong;
 use cni_plugin::garbage::Stays;
 use cni_plugin::nic;
-use model::observed::{Look, Observed, Ovs, OvsBridge, OvsPort, Scope};
+use model::observed::{Look, LookOvs, Observed, Ovs, OvsBridge, OvsPort, Scope, is_of_pod};
 use model::{IfName, MacAddr, Mtu, Owner, RunBy, Tag, Trunks};
 use planner::node::port_as_is;
 use planner::step::{Interface, LinkSet, Port, PortSet, Veth};
@@ -25,7 +25,9 @@ impl MainPlugin for Conf {
             Aim::Del => Look::Nothing,
             Aim::Check => Look::All,
         };
-        Scope { host: Look::Links(vec![host_name(attach)]), pod, ovs: true }
+        let port = host_name(attach);
+        let ovs = LookOvs::Pod { attachment: attach.owner.attachment, port: port.clone() };
+        Scope { host: Look::Links(vec![port]), pod, ovs }
     }
 
     fn mac(&self, attach: &Attach) -> Option<MacAddr> {
@@ -180,11 +182,10 @@ fn by_text(owner: &Owner) -> &'static str {
 /// The least MTU of what leads out of the bridge: ports that are neither the bridge's own nor some pod's. None where there is
 /// no uplink, or Open vSwitch does not know its MTU yet.
 fn uplink_mtu(bridge: &OvsBridge) -> Option<(u32, &str)> {
-    let pod = |p: &OvsPort| p.external_ids.contains_key(Owner::OVS_KEY) || p.external_ids.contains_key("contIface");
     bridge
         .ports
         .iter()
-        .filter(|p| p.name != bridge.name && !pod(p))
+        .filter(|p| p.name != bridge.name && !is_of_pod(&p.external_ids))
         .flat_map(|p| &p.interfaces)
         .filter(|i| i.kind.is_empty() || i.kind == "system")
         .filter_map(|i| Some((u32::try_from(i.mtu?).ok()?, i.name.as_str())))

@@ -3,7 +3,7 @@
 
 use cni::{AddResult, Error, Request, Verb, shim};
 use model::RunBy;
-use model::observed::{Look, Observed, Scope};
+use model::observed::{Look, LookOvs, Observed, Scope};
 use planner::{Aim, MainPlugin, Nic, Plan, Step};
 use plumbing::{ApplyError, Host as _, HostError, KernelHost, LinuxHost, Netns};
 use serde_json::Value;
@@ -16,8 +16,8 @@ pub type Garbage = fn(&Stays<'_>, &Observed) -> Plan;
 
 /// A host, looked at and changed by whoever waits for it.
 pub trait Place {
-    /// Whether there is, or should be, an Open vSwitch.
-    const OVS: bool;
+    /// Nothing where there is no Open vSwitch, nor should be.
+    const OVS: LookOvs;
     /// As `plumbing::Host::observe`.
     fn observe(&self, netns: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError>;
     /// As `plumbing::Host::apply`.
@@ -26,7 +26,7 @@ pub trait Place {
 
 /// For a plugin that has nothing to do with Open vSwitch.
 impl Place for KernelHost {
-    const OVS: bool = false;
+    const OVS: LookOvs = LookOvs::Nothing;
 
     fn observe(&self, netns: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError> {
         KernelHost::observe(self, netns, scope)
@@ -58,7 +58,7 @@ impl OvsHost {
 }
 
 impl Place for OvsHost {
-    const OVS: bool = true;
+    const OVS: LookOvs = LookOvs::All;
 
     fn observe(&self, netns: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError> {
         self.runtime.block_on(self.host.observe(netns, scope))
@@ -196,7 +196,7 @@ impl<P: Place> Alone<'_, P> {
         let unavailable = |e: String| Error::new(Error::NOT_AVAILABLE, e);
         let scope = Scope { ovs: P::OVS, ..Scope::default() };
         let seen = host.observe(None, &scope).map_err(|e| unavailable(chain(&e)))?;
-        if P::OVS && seen.ovs.is_none() {
+        if P::OVS != LookOvs::Nothing && seen.ovs.is_none() {
             return Err(unavailable("Open vSwitch is not running on this host".into()));
         }
         self.ipam(Verb::Status)

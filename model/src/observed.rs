@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::{IfAddr, IfName, MacAddr, Route, Rule, Tag, Trunks};
+use crate::{AttachmentId, IfAddr, IfName, MacAddr, Owner, Route, Rule, Tag, Trunks};
 
 /// What to look at. A look at named links costs one request each, one at all of a kind a dump; `Look::All` is six dumps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct Scope {
     pub host: Look,
     /// Nothing is seen of the pod where the caller has no network namespace for it.
     pub pod: Look,
-    pub ovs: bool,
+    pub ovs: LookOvs,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +27,36 @@ pub enum Look {
     Routes,
     /// Links, addresses, routes of all tables, rules, permanent neighbours.
     All,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum LookOvs {
+    #[default]
+    Nothing,
+    /// Bridges with all of their ports.
+    All,
+    /// Bridges, and of the pods' ports, which may be thousands, only this attachment's and one of this name.
+    Pod { attachment: AttachmentId, port: IfName },
+}
+
+impl LookOvs {
+    /// Whether a port with these `external_ids` is looked at.
+    pub fn takes_in(&self, port: &str, external_ids: &BTreeMap<String, String>) -> bool {
+        match self {
+            LookOvs::Nothing => false,
+            LookOvs::All => true,
+            LookOvs::Pod { attachment, port: wanted } => {
+                port == wanted.as_str()
+                    || !is_of_pod(external_ids)
+                    || external_ids.get(Owner::OVS_KEY).and_then(|id| id.parse().ok()).as_ref() == Some(attachment)
+            }
+        }
+    }
+}
+
+/// Whether a port with these `external_ids` leads to a pod: one of ours, or of ovs-cni, which has `contIface` on each.
+pub fn is_of_pod(external_ids: &BTreeMap<String, String>) -> bool {
+    external_ids.contains_key(Owner::OVS_KEY) || external_ids.contains_key("contIface")
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]

@@ -26,7 +26,7 @@ pub use announce::{Announced, announce, announce_again};
 pub use error::{BatchError, Errno, Error, KernelError, Outcome};
 pub use ethtool::{has_family, set_tx_checksum};
 pub use monitor::Monitor;
-pub use netns::{Netns, NetnsId};
+pub use netns::{Inside, Netns, NetnsId};
 pub use probe::{Probe, Probed, probe};
 pub use query::RouteLookup;
 pub use request::{LinkChange, LinkRef, Request};

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -34,7 +34,7 @@ struct Inner {
 }
 
 thread_local! {
-    /// The namespace that `enter` took this thread to.
+    /// The namespace that `visit` took this thread to.
     static INSIDE: Cell<Option<NetnsId>> = const { Cell::new(None) };
 }
 
@@ -52,7 +52,7 @@ impl Netns {
 
     /// The one that the calling thread is in.
     pub fn current() -> Result<Self, Error> {
-        Self::open("/proc/thread-self/ns/net")
+        Self::open(OWN)
     }
 
     fn checked(fd: OwnedFd, path: Option<PathBuf>) -> Result<Self, Error> {
@@ -63,8 +63,8 @@ impl Netns {
         if fs.filesystem_type() != nix::sys::statfs::NSFS_MAGIC {
             return Err(Error::NotNetns { path: name() });
         }
-        let meta = File::from(fd.try_clone().map_err(open)?).metadata().map_err(open)?;
-        let id = NetnsId { dev: meta.dev(), ino: meta.ino() };
+        let stat = nix::sys::stat::fstat(&fd).map_err(|e| open(e.into()))?;
+        let id = NetnsId { dev: stat.st_dev, ino: stat.st_ino };
         Ok(Self(Arc::new(Inner { fd, path, id, socket: OnceLock::new() })))
     }
 
@@ -87,46 +87,50 @@ impl Netns {
         }
     }
 
-    /// Runs `act` on a thread of its own inside the namespace and waits for it. The thread ends with it, so nothing of ours
-    /// is left in the namespace, and the caller's thread never leaves its own. On a thread that is inside already it runs there.
-    pub fn enter<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, Error> {
-        if INSIDE.get() == Some(self.0.id) {
-            return Ok(act());
-        }
-        let failed = |source| Error::Enter { netns: self.to_string(), source };
-        std::thread::scope(|scope| {
-            let thread =
-                std::thread::Builder::new().name(THREAD.to_owned()).spawn_scoped(scope, || self.inside(act)).map_err(failed)?;
-            match thread.join() {
-                Ok(done) => done,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
-    }
-
-    /// The same without waiting: `act` gets the error where the namespace cannot be entered.
-    pub fn spawn(&self, act: impl FnOnce(Result<(), Error>) + Send + 'static) -> Result<(), Error> {
-        let netns = self.clone();
-        let thread = std::thread::Builder::new().name(THREAD.to_owned()).spawn(move || act(netns.move_in()));
-        thread.map(drop).map_err(|source| Error::Enter { netns: self.to_string(), source })
-    }
-
-    fn inside<T>(&self, act: impl FnOnce() -> T) -> Result<T, Error> {
-        self.move_in()?;
+    /// Runs `act` on the calling thread inside the namespace.
+    pub fn enter<T>(&self, act: impl FnOnce() -> T) -> Result<T, Error> {
+        let _inside = self.visit()?;
         Ok(act())
     }
 
-    /// Takes the calling thread inside, for good.
-    fn move_in(&self) -> Result<(), Error> {
-        let failed = |e: nix::errno::Errno| Error::Enter { netns: self.to_string(), source: e.into() };
-        setns(&self.0.fd, CloneFlags::CLONE_NEWNET).map_err(failed)?;
+    /// Takes the calling thread inside until the guard is dropped. For a thread that is inside already it does nothing.
+    pub fn visit(&self) -> Result<Inside, Error> {
+        let before = INSIDE.get();
+        if before == Some(self.0.id) {
+            return Ok(Inside { way_back: None, before, _of_a_thread: PhantomData });
+        }
+        let failed = |source| Error::Enter { netns: self.to_string(), source };
+        let own = File::open(OWN).map_err(failed)?;
+        setns(&self.0.fd, CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
         INSIDE.set(Some(self.0.id));
-        Ok(())
+        Ok(Inside { way_back: Some(own), before, _of_a_thread: PhantomData })
     }
 }
 
-/// Name of the threads that are inside a namespace.
-const THREAD: &str = "netns";
+/// While it lives, the thread that it was made on is in another network namespace than its own.
+#[derive(Debug)]
+#[must_use]
+pub struct Inside {
+    way_back: Option<File>,
+    before: Option<NetnsId>,
+    /// It must not get to another thread, which would leave this one inside.
+    _of_a_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let Some(own) = &self.way_back else { return };
+        if let Err(error) = setns(own, CloneFlags::CLONE_NEWNET) {
+            // Only for want of memory. Whatever this thread did next it would do in the wrong namespace.
+            tracing::error!(%error, "failed to leave a network namespace");
+            std::process::abort();
+        }
+        INSIDE.set(self.before);
+    }
+}
+
+/// The calling thread's.
+const OWN: &str = "/proc/thread-self/ns/net";
 
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {

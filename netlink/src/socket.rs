@@ -47,6 +47,8 @@ pub struct Socket {
 struct State {
     socket: netlink_sys::Socket,
     seq: u32,
+    /// What came last. It stays, for most calls receive several.
+    datagram: Vec<u8>,
 }
 
 /// (message type, payload) of one answer.
@@ -71,7 +73,7 @@ impl Socket {
         socket.set_ext_ack(true).map_err(open)?;
         socket.set_cap_ack(true).map_err(open)?;
         setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_S_MAX)).map_err(|e| open(e.into()))?;
-        Ok(Self { state: Mutex::new(State { socket, seq: 0 }) })
+        Ok(Self { state: Mutex::new(State { socket, seq: 0, datagram: Vec::new() }) })
     }
 
     /// Carries the requests out in order, in as few datagrams as possible. The kernel does not stop at a refusal, so requests
@@ -149,12 +151,15 @@ impl State {
         self.socket.send(datagram, 0).map(drop).map_err(|source| Error::Send { source })
     }
 
-    fn receive(&self) -> Result<Vec<u8>, Error> {
-        let mut datagram = Vec::with_capacity(DATAGRAM_BYTES_MAX);
+    /// Into `datagram`.
+    fn receive(&mut self) -> Result<(), Error> {
+        let datagram = &mut self.datagram;
+        datagram.clear();
+        datagram.reserve(DATAGRAM_BYTES_MAX);
         loop {
-            return match self.socket.recv(&mut datagram, nix::libc::MSG_TRUNC) {
+            return match self.socket.recv(datagram, nix::libc::MSG_TRUNC) {
                 Ok(n) if n > datagram.len() => Err(Error::Malformed("a datagram is larger than any that the kernel should make")),
-                Ok(_) => Ok(datagram),
+                Ok(_) => Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => Err(Error::Receive { source }),
             };
@@ -162,13 +167,13 @@ impl State {
     }
 
     /// Sends a batch and fills in what became of each request; the first has sequence number `first`.
-    fn settle(&self, datagram: &[u8], first: u32, outcomes: &mut [Outcome]) -> Result<(), Error> {
+    fn settle(&mut self, datagram: &[u8], first: u32, outcomes: &mut [Outcome]) -> Result<(), Error> {
         self.send(datagram)?;
         outcomes.fill(Outcome::Unknown);
         let mut open = outcomes.len();
         while open > 0 {
-            let datagram = self.receive()?;
-            for received in messages(&datagram)? {
+            self.receive()?;
+            for received in messages(&self.datagram)? {
                 let Answer::End(verdict) = received.answer else { continue };
                 let Some(outcome) = received.seq.checked_sub(first).and_then(|i| outcomes.get_mut(i as usize)) else { continue };
                 if *outcome == Outcome::Unknown {
@@ -184,12 +189,12 @@ impl State {
     }
 
     /// The messages that answer `seq`, up to its end, and whether they were marked inconsistent.
-    fn collect(&self, seq: u32) -> Result<(Vec<Message>, bool), Error> {
+    fn collect(&mut self, seq: u32) -> Result<(Vec<Message>, bool), Error> {
         let mut answers = Vec::new();
         let mut interrupted = false;
         loop {
-            let datagram = self.receive()?;
-            for received in messages(&datagram)? {
+            self.receive()?;
+            for received in messages(&self.datagram)? {
                 if received.seq != seq {
                     continue;
                 }

@@ -9,7 +9,7 @@ mod world;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::observed::{Look, NetnsState, Observed, Ovs, OvsBridge, OvsInterface, OvsPort, Scope};
+use model::observed::{Look, LookOvs, NetnsState, Observed, Ovs, OvsBridge, OvsInterface, OvsPort, Scope};
 use model::{IfName, MacAddr, Owner};
 use netlink::Netns;
 use planner::{Ns, Plan, Step};
@@ -167,14 +167,14 @@ fn down() -> ovsdb::Error {
 impl Host for FakeHost {
     async fn observe(&self, pod: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError> {
         let world = self.lock();
-        if scope.ovs && world.ovs_down {
+        if scope.ovs != LookOvs::Nothing && world.ovs_down {
             return Err(HostError::Ovs { endpoint: "fake".into(), cause: down() });
         }
         let pod = key(pod).and_then(|k| world.pods.get(&k));
         Ok(Observed {
             host: look(&world.host, &scope.host),
             pod: pod.map(|p| look(p, &scope.pod)).unwrap_or_default(),
-            ovs: world.ovs.clone().filter(|_| scope.ovs),
+            ovs: world.ovs.clone().filter(|_| scope.ovs != LookOvs::Nothing).map(|o| only(o, &scope.ovs)),
         })
     }
 
@@ -255,6 +255,13 @@ fn look(state: &NetnsState, what: &Look) -> NetnsState {
             NetnsState { links, ..NetnsState::default() }
         }
     }
+}
+
+fn only(mut ovs: Ovs, what: &LookOvs) -> Ovs {
+    for b in &mut ovs.bridges {
+        b.ports.retain(|p| what.takes_in(&p.name, &p.external_ids));
+    }
+    ovs
 }
 
 struct Session {

@@ -1,8 +1,8 @@
 //! A Linux host: netlink, OVSDB, /proc/sys. Assembles the parts below; decides nothing.
 //!
 //! Netlink calls are short but not instant: the kernel has one lock for all network configuration, and deleting a link waits
-//! for a grace period of tens of milliseconds. So they run on threads of their own, inside the pod's namespace where there is
-//! one, else on tokio's for blocking work, and never hold up the runtime. One OVSDB connection with a monitor and one netlink
+//! for a grace period of tens of milliseconds. So they run on tokio's threads for blocking work, inside the pod's namespace
+//! where there is one, and never hold up the runtime. One OVSDB connection with a monitor and one netlink
 //! socket of the host stay open; one in a pod is opened for a call and closed with the caller's handle of the namespace.
 
 mod changes;
@@ -16,12 +16,12 @@ pub(crate) use ovs::owner;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use model::observed::{Look, Observed, Scope};
+use model::observed::{Look, LookOvs, Observed, Scope};
 use model::{IfName, Owner};
 use netlink::{Announced, Netns, Socket};
 use ovsdb::Endpoint;
 use planner::{Ns, Plan, Step};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::error::{ApplyError, HostError, StepError, Undo};
 use crate::exec::{self, Done, Failed, Hands};
@@ -84,8 +84,8 @@ impl LinuxHost {
 
 impl Host for LinuxHost {
     async fn observe(&self, pod: Option<&Netns>, scope: &Scope) -> Result<Observed, HostError> {
-        let ovs = match (&self.0.ovs, scope.ovs) {
-            (Some(ovs), true) => ovs.observe().await?,
+        let ovs = match (&self.0.ovs, &scope.ovs) {
+            (Some(ovs), look) if *look != LookOvs::Nothing => ovs.observe(look).await?,
             _ => None,
         };
         let (inner, scope, pod) = (self.0.clone(), scope.clone(), pod.cloned());
@@ -142,14 +142,14 @@ impl Host for LinuxHost {
     }
 }
 
-/// Runs what blocks: on a thread inside `netns`, or of tokio's. The error is what a panic said.
+/// Runs what blocks, on one of tokio's threads for that, which is inside `netns` meanwhile. The error is what a panic said.
 async fn on_thread<T: Send + 'static>(netns: Option<Netns>, act: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    let Some(netns) = netns else { return tokio::task::spawn_blocking(act).await.map_err(|e| e.to_string()) };
-    let (tell, told) = oneshot::channel();
-    // Where the namespace cannot be entered, `act` finds that out for itself, step by step.
-    let started = netns.spawn(move |_entered| drop(tell.send(act())));
-    started.map_err(|e| e.to_string())?;
-    told.await.map_err(|_| "a thread ended in a panic".to_owned())
+    let act = move || {
+        // Once for all that it does. Where the namespace cannot be entered, `act` finds that out for itself, step by step.
+        let _inside = netns.as_ref().map(Netns::visit);
+        act()
+    };
+    tokio::task::spawn_blocking(act).await.map_err(|e| e.to_string())
 }
 
 fn marked_links(ns: Ns, socket: &Socket) -> Result<Vec<Marked>, netlink::Error> {

@@ -11,7 +11,7 @@ mod switch;
 use std::time::Duration;
 
 use common::{ip, name, netns, nic};
-use model::observed::Scope;
+use model::observed::{LookOvs, Scope};
 use model::{Owner, RunBy};
 use netlink::Netns;
 use planner::Step;
@@ -61,7 +61,7 @@ async fn bridges_and_ports_are_made_changed_and_taken_away() {
         assert!(switch.vsctl(&format!("get Interface {port} ofport")).parse::<i64>().unwrap() > 0, "apply waits for it");
     }
 
-    let seen = host.observe(None, &Scope { ovs: true, ..Scope::default() }).await.unwrap().ovs.unwrap();
+    let seen = host.observe(None, &Scope { ovs: LookOvs::All, ..Scope::default() }).await.unwrap().ovs.unwrap();
     let br1 = seen.bridge("br1").unwrap();
     assert_eq!(br1.ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["br1", "veth1", "veth2"]);
     assert_eq!((br1.fail_mode.as_deref(), br1.mcast_snooping, br1.datapath_type.as_str()), (Some("secure"), true, "netdev"));
@@ -258,7 +258,7 @@ async fn attachments_at_the_same_time_do_not_undo_each_other() {
         tasks.spawn(async move {
             let [add, up] = veth(&veth_name, "net1");
             // The second host may not have seen the bridge yet.
-            let scope = Scope { ovs: true, ..Scope::default() };
+            let scope = Scope { ovs: LookOvs::All, ..Scope::default() };
             while host.observe(None, &scope).await.unwrap().ovs.unwrap().bridge("br1").is_none() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -318,7 +318,7 @@ async fn a_bond_is_one_port_with_several_interfaces() {
     assert_eq!(switch.vsctl("list-ports br1"), "bond0");
     assert_eq!(switch.vsctl("list-ifaces br1"), "eth1\neth2");
     assert_eq!(switch.vsctl("get Port bond0 bond_mode lacp bond_updelay bond_downdelay"), "active-backup\noff\n100\n200");
-    let seen = host.observe(None, &Scope { ovs: true, ..Scope::default() }).await.unwrap().ovs.unwrap();
+    let seen = host.observe(None, &Scope { ovs: LookOvs::All, ..Scope::default() }).await.unwrap().ovs.unwrap();
     assert_eq!(seen.find_interface("eth2").unwrap().1.name, "bond0");
     host.apply(Some(&pod), &plan.undo(2)).await.unwrap();
     assert_eq!(switch.vsctl("list-br"), "");
@@ -354,7 +354,7 @@ async fn a_database_that_was_away_is_not_taken_for_an_empty_one() {
     std::fs::remove_file(switch.sock()).ok();
     // The connection's end is noticed as soon as the runtime runs again.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let scope = Scope { ovs: true, ..Scope::default() };
+    let scope = Scope { ovs: LookOvs::All, ..Scope::default() };
     let (looked, applied) = tokio::join!(host.observe(None, &scope), apply(&host, &pod, [bridge("br2")]));
     assert!(matches!(looked, Err(HostError::Ovs { .. })), "{looked:?}");
     let e = applied.unwrap_err();
@@ -371,7 +371,7 @@ async fn a_host_without_open_vswitch_says_so() {
     let _far = nic(&host_ns, "eth1");
     for endpoint in [None, Some("unix:/nonexistent/mt-db.sock".parse().unwrap())] {
         let host = LinuxHost::in_netns(host_ns.clone(), endpoint).await.unwrap();
-        let seen = host.observe(None, &Scope { ovs: true, ..Scope::default() }).await.unwrap();
+        let seen = host.observe(None, &Scope { ovs: LookOvs::All, ..Scope::default() }).await.unwrap();
         assert_eq!(seen.ovs, None);
         let [add, up] = veth("veth1", "net1");
         let e = apply(&host, &pod, [add, up, port("br1", "veth1", tag(1))]).await.unwrap_err();
@@ -396,7 +396,7 @@ async fn changes_of_the_database_are_told() {
     // What ovs-vswitchd writes about a new bridge may come late, and is a change as well.
     loop {
         tokio::time::timeout(Duration::from_secs(60), changes.changed()).await.unwrap().unwrap();
-        let seen = host.observe(None, &Scope { ovs: true, ..Scope::default() }).await.unwrap().ovs.unwrap();
+        let seen = host.observe(None, &Scope { ovs: LookOvs::All, ..Scope::default() }).await.unwrap().ovs.unwrap();
         if let Some(drift) = seen.bridge("br1").unwrap().external_ids.get("drift") {
             assert_eq!(drift, "1");
             break;

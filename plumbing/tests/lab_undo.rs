@@ -9,7 +9,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{cable, ip, ip_do, mac, name, netns, nic, run};
-use model::observed::{LinkKind, Look, MacvlanMode, Scope};
+use model::observed::{LinkKind, Look, LookOvs, MacvlanMode, Scope};
 use model::{Cidr, IfAddr, Mtu, Owner, Route, Rule, RunBy};
 use netlink::{Errno, Netns};
 use planner::step::{LinkSet, Macvlan, Veth};
@@ -366,7 +366,7 @@ async fn deleting_twice_is_done_twice() {
 #[tokio::test]
 async fn a_look_sees_what_is_asked_for() {
     let lab = lab().await;
-    let scope = Scope { host: Look::Links(vec![name("eth0"), name("eth9")]), pod: Look::All, ovs: true };
+    let scope = Scope { host: Look::Links(vec![name("eth0"), name("eth9")]), pod: Look::All, ovs: LookOvs::All };
     let seen = lab.host.observe(Some(&lab.pod), &scope).await.unwrap();
     assert_eq!(seen.host.links.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
     assert!(seen.host.addrs.is_empty());

@@ -5,7 +5,7 @@ use api::annotations;
 use api::spider::{CoordinatorMode, CoordinatorSettings};
 use cni::{AddResult, Error, Request};
 use cni_plugin::error_of;
-use model::observed::{Look, Scope};
+use model::observed::{Look, LookOvs, Scope};
 use model::{AttachmentId, IfName, Owner, RunBy};
 use planner::coordinate::{self, CoordinateInput, Mode, Settings};
 use planner::{Nic, Plan};
@@ -40,7 +40,7 @@ impl<H: Host + 'static> Agent<H> {
         }
         let (nic, settings, nics) = self.coordinator_input(&turn).await?;
         let owner = owner(&request.container_id, name);
-        let scope = Scope { host: Look::All, pod: Look::All, ovs: false };
+        let scope = Scope { host: Look::All, pod: Look::All, ovs: LookOvs::Nothing };
         // One after the other: all pods share the host's rule, and who fails must not take away what another one counts on.
         let _alone = self.coordinating.lock().await;
         let seen = self.host.observe(Some(netns), &scope).await.map_err(|e| host_error(&e))?;
@@ -126,7 +126,7 @@ impl<H: Host + 'static> Agent<H> {
                 table = c.conf.get(TABLE_KEY).and_then(Value::as_u64).and_then(|t| u32::try_from(t).ok()).unwrap_or(table);
             }
         }
-        let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: false };
+        let scope = Scope { host: Look::All, pod: Look::Nothing, ovs: LookOvs::Nothing };
         let seen = self.host.observe(None, &scope).await.map_err(|e| host_error(&e))?;
         let owner = owner(container, name);
         let mut plan = coordinate::plan_del(owner, &ips, table, &seen.host);
@@ -146,7 +146,7 @@ impl<H: Host + 'static> Agent<H> {
     pub(crate) async fn coordinator_check(&self, turn: Turn<'_>) -> Result<(), Error> {
         let name = ifname(turn.request)?;
         let (nic, settings, nics) = self.coordinator_input(&turn).await?;
-        let scope = Scope { host: Look::All, pod: Look::All, ovs: false };
+        let scope = Scope { host: Look::All, pod: Look::All, ovs: LookOvs::Nothing };
         let seen = self.host.observe(turn.netns, &scope).await.map_err(|e| host_error(&e))?;
         let owner = owner(&turn.request.container_id, name);
         let input = CoordinateInput {
@@ -246,7 +246,7 @@ impl<H: Host + 'static> Agent<H> {
         let vlan = raw.get("vlanID").and_then(Value::as_u64).unwrap_or(0);
         let wanted = if vlan == 0 { base.to_owned() } else { format!("{base}.{vlan}") };
         let wanted = IfName::new(wanted).map_err(|e| Error::config(e.to_string()))?;
-        let scope = Scope { host: Look::Links(vec![wanted.clone()]), pod: Look::Nothing, ovs: false };
+        let scope = Scope { host: Look::Links(vec![wanted.clone()]), pod: Look::Nothing, ovs: LookOvs::Nothing };
         let seen = self.host.observe(None, &scope).await.map_err(|e| host_error(&e))?;
         if seen.host.link(&wanted).is_none() {
             return Err(Error::new(

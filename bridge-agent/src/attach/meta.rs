@@ -14,7 +14,7 @@ use ipam::NicOfPod;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use model::addr::TABLE_MAIN;
-use model::observed::{Look, Scope};
+use model::observed::{Look, LookOvs, Scope};
 use model::{Cidr, IfName, Route};
 use planner::{Ns, Plan, Step};
 use plumbing::{Host, Netns};
@@ -211,7 +211,7 @@ impl<H: Host + 'static> Agent<H> {
         if defaults.v4.is_none() && defaults.v6.is_none() {
             return Ok(result.clone());
         }
-        let scope = Scope { host: Look::Nothing, pod: Look::Routes, ovs: false };
+        let scope = Scope { host: Look::Nothing, pod: Look::Routes, ovs: LookOvs::Nothing };
         let seen = self.host.observe(around.netns, &scope).await.map_err(|e| host_error(&e))?;
         let mut plan = Plan::default();
         for (v4, slot) in [(true, &defaults.v4), (false, &defaults.v6)] {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use cni::{AddResult, Error, Request, Verb};
 use cni_plugin::{attach_of, check_error, error_of, nic_of, result_of};
-use model::observed::{Link, LinkKind, Look, Observed, Scope};
+use model::observed::{Link, LinkKind, Look, LookOvs, Observed, Scope};
 use model::{MacAddr, RunBy};
 use planner::{Aim, Attach, MainPlugin, Nic, Ns, Plan, Step};
 use plumbing::{ApplyError, Host, HostError, Netns, StepError};
@@ -284,7 +284,7 @@ impl<H: Host + 'static> Agent<H> {
         let scope = Scope {
             host: Look::Links(host.iter().cloned().collect()),
             pod: Look::Links(vec![attach.ifname.clone()]),
-            ovs: false,
+            ovs: LookOvs::Nothing,
         };
         let seen = self.host.observe(netns, &scope).await.map_err(|e| host_error(&e))?;
         let ours = |l: &&Link| l.alias.is_none() && matches!(l.kind, LinkKind::Veth | LinkKind::Macvlan { .. });

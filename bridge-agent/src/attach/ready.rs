@@ -2,7 +2,7 @@
 //! all; what is wrong with another network is a condition of the NodeNetwork (`status`).
 
 use cni::{Error, NetConfList, Request, Verb, Version};
-use model::observed::{Look, Scope};
+use model::observed::{Look, LookOvs, Scope};
 use plumbing::Host;
 use serde_json::Value;
 
@@ -43,7 +43,7 @@ impl<H: Host + 'static> Agent<H> {
     /// Ports that are there may or may not forward: the database does not say without its server.
     async fn open_vswitch(&self) -> Result<(), Error> {
         let limited = |e: String| Error::new(Error::LIMITED, e);
-        let scope = Scope { host: Look::Nothing, pod: Look::Nothing, ovs: true };
+        let scope = Scope { host: Look::Nothing, pod: Look::Nothing, ovs: LookOvs::All };
         let seen = self.host.observe(None, &scope).await.map_err(|e| limited(with_causes(&e)))?;
         match seen.ovs {
             Some(_) => Ok(()),

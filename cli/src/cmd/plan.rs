@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use api::mooring::BridgeOnNode;
 use api::{Bridge, NodeNetwork, convert};
-use model::observed::{Look, Scope};
+use model::observed::{Look, LookOvs, Scope};
 use planner::node::{self, Verdict};
 use plumbing::{Host, LinuxHost};
 use serde_json::Value;
@@ -36,7 +36,7 @@ pub async fn run(args: &Args) -> anyhow::Result<String> {
     };
     let wanted = wanted(&text, args)?;
     let host = LinuxHost::new(Some(args.ovsdb.parse()?)).await?;
-    let seen = host.observe(None, &Scope { host: Look::All, pod: Look::Nothing, ovs: true }).await?;
+    let seen = host.observe(None, &Scope { host: Look::All, pod: Look::Nothing, ovs: LookOvs::All }).await?;
     let (desired, wrong) = convert::node(&wanted);
     if let Some((name, e)) = wrong.first() {
         bail!("Bridge {name}: {e}");

@@ -117,9 +117,13 @@ impl Round {
         let creates = agents("create", "addressleases", &self.calls) as f64 / PODS as f64;
         let lists = agents("list", "addressleases", &self.calls[..self.during]);
         let for_people = ["events", "pods", "pods/status"];
-        let writes = self.calls.iter().filter(|c| c.is_write() && !for_people.contains(&c.resource.as_str())).count();
-        let life = writes as f64 / PODS as f64;
-        let calls_text = format!("{creates:.2} creates, {life:.2} writes by our accounts; {lists} lists");
+        let writes = || self.calls.iter().filter(|c| c.is_write() && !for_people.contains(&c.resource.as_str()));
+        let life = writes().count() as f64 / PODS as f64;
+        // Not by the pod but by the clock: who leads, what a pool has left.
+        let controllers = writes().filter(|c| c.user != AGENT).count();
+        let calls_text = format!(
+            "{creates:.2} creates, {life:.3} writes by our accounts, {controllers} of all the controller's; {lists} lists"
+        );
         let dash = || "-".to_owned();
         vec![
             part(what, self.add.rate(), self.add.text(), 0.3, ", none failed"),

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use model::observed::{Look, MacvlanMode, Observed, Scope};
+use model::observed::{Look, LookOvs, MacvlanMode, Observed, Scope};
 use model::{Cidr, IfAddr, IfName, Route, Rule, Tag};
 use planner::step::{Bridge, BridgeSet, Interface, LinkSet, Macvlan, Port, PortSet, Veth};
 use planner::{Ns, Plan, Step};
@@ -35,7 +35,7 @@ fn apply(host: &FakeHost, steps: &[Step]) -> Result<(), ApplyError> {
 }
 
 fn observe(host: &FakeHost) -> Observed {
-    let scope = Scope { host: Look::All, pod: Look::All, ovs: true };
+    let scope = Scope { host: Look::All, pod: Look::All, ovs: LookOvs::All };
     now(host.observe(Some(&netns("pod")), &scope)).unwrap()
 }
 

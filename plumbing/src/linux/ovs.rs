@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use model::observed::{Ovs as Seen, OvsBridge, OvsInterface, OvsPort};
+use model::observed::{LookOvs, Ovs as Seen, OvsBridge, OvsInterface, OvsPort};
 use model::{Owner, RunBy};
 use ovsdb::{Client, Config, Db, Endpoint, MonitorRequest, Replica};
 use planner::Step;
@@ -73,9 +73,9 @@ impl Ovs {
         self.ready().await.map_err(|cause| HostError::Ovs { endpoint: self.endpoint.clone(), cause })
     }
 
-    pub async fn observe(&self) -> Result<Option<Seen>, HostError> {
+    pub async fn observe(&self, look: &LookOvs) -> Result<Option<Seen>, HostError> {
         let ready = self.ready_to_look().await?;
-        Ok(ready.then(|| self.has_datapath()).map(|has| self.replica.with(|db| seen(db, has))))
+        Ok(ready.then(|| self.has_datapath()).map(|has| self.replica.with(|db| seen(db, look, has))))
     }
 
     /// ovs-vswitchd lists `system` whatever the kernel has (dpif-netlink is only compiled in or not), and a bridge of a datapath
@@ -185,10 +185,10 @@ pub(crate) fn owner(external_ids: &BTreeMap<String, String>) -> Option<Owner> {
     Some(Owner { attachment, by })
 }
 
-fn seen(db: &Db, has_datapath: bool) -> Seen {
+fn seen(db: &Db, look: &LookOvs, has_datapath: bool) -> Seen {
     let root = db.open_vswitch();
     let usable = |datapath_type: &str| datapath_type != "system" || has_datapath;
-    let mut bridges: Vec<_> = db.bridges().iter().map(|b| bridge(db, b)).collect();
+    let mut bridges: Vec<_> = db.bridges().iter().map(|b| bridge(db, b, look)).collect();
     bridges.sort_by(|a, b| a.name.cmp(&b.name));
     Seen {
         version: root.and_then(|r| r.ovs_version.clone()).unwrap_or_default(),
@@ -197,8 +197,9 @@ fn seen(db: &Db, has_datapath: bool) -> Seen {
     }
 }
 
-fn bridge(db: &Db, b: &ovsdb::Bridge) -> OvsBridge {
-    let mut ports: Vec<_> = db.ports_of(b).map(|p| port(db, p)).collect();
+fn bridge(db: &Db, b: &ovsdb::Bridge, look: &LookOvs) -> OvsBridge {
+    let ports = db.ports_of(b).filter(|p| look.takes_in(&p.name, &p.external_ids));
+    let mut ports: Vec<_> = ports.map(|p| port(db, p)).collect();
     ports.sort_by(|a, b| a.name.cmp(&b.name));
     OvsBridge {
         name: b.name.clone(),
