@@ -28,11 +28,11 @@ const ON_THE_HOST: [(&str, &str, &str); 8] = [
         "ovs-vsctl --timeout=10 del-port br1 left",
     ),
     (
-        "leaked route to 172.18.40.199 in table 500 on n1",
-        "ip route add 172.18.40.199 dev ens192 table 500",
-        "ip route del 172.18.40.199 table 500",
+        "leaked route to 172.18.40.240 in table 500 on n1",
+        "ip route add 172.18.40.240 dev ens192 table 500",
+        "ip route del 172.18.40.240 table 500",
     ),
-    ("leaked rule 77 on n1", "ip rule add priority 77 from 172.18.40.199 lookup 99", "ip rule del priority 77"),
+    ("leaked rule 77 on n1", "ip rule add priority 77 from 172.18.40.240 lookup 99", "ip rule del priority 77"),
     (
         "leaked spool file left.json on n1",
         "echo x > /var/lib/mooring/spool/left.json.bad; mv /var/lib/mooring/spool/left.json.bad /var/lib/mooring/spool/.left.json",
@@ -40,9 +40,9 @@ const ON_THE_HOST: [(&str, &str, &str); 8] = [
     ),
     ("leaked namespace left on n1", "ip netns add left", "ip netns del left"),
     (
-        "leaked neighbour 10.6.213.199 on n1",
-        "ip neigh add 10.6.213.199 lladdr 02:00:00:00:00:01 dev ens192",
-        "ip neigh del 10.6.213.199 dev ens192",
+        "leaked neighbour 10.6.213.240 on n1",
+        "ip neigh add 10.6.213.240 lladdr 02:00:00:00:00:01 dev ens192",
+        "ip neigh del 10.6.213.240 dev ens192",
     ),
 ];
 
