@@ -284,6 +284,14 @@ struct Request<'a, P> {
     params: P,
 }
 
+/// To a request of the server's. Its own words go back as they came: as values they would have to fit ours, and a number need not.
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: &'a RawValue,
+    result: Option<&'a RawValue>,
+    error: Option<&'a str>,
+}
+
 /// Anything the server sends (RFC 7047 section 4): a reply has `result` or `error`, the rest a `method`.
 #[derive(Deserialize)]
 struct Message<'a> {
@@ -417,7 +425,7 @@ impl<'a, C: Connector> Session<'a, C> {
     fn receive(&mut self, frame: &[u8]) -> Result<(), Broken> {
         let message: Message<'_> = serde_json::from_slice(frame).map_err(Broken::Message)?;
         match (message.method.as_deref(), message.id) {
-            (Some("echo"), Some(id)) => Ok(self.send(json!({"id": id, "result": message.params, "error": null}))?),
+            (Some("echo"), Some(id)) => Ok(self.send(Answer { id, result: message.params, error: None })?),
             (Some("update2"), _) => self.update(message.params),
             (Some(method @ ("locked" | "stolen")), _) => {
                 self.lock_changed(message.params, method == "locked");
@@ -426,7 +434,7 @@ impl<'a, C: Connector> Session<'a, C> {
             (Some("monitor_canceled"), _) => Err(Broken::MonitorCancelled),
             (Some(method), Some(id)) => {
                 debug!(method, "request of the OVSDB server is not known");
-                Ok(self.send(json!({"id": id, "result": null, "error": "unknown method"}))?)
+                Ok(self.send(Answer { id, result: None, error: Some("unknown method") })?)
             }
             (Some(method), None) => {
                 debug!(method, "notification of the OVSDB server is not known");

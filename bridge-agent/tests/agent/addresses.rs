@@ -190,7 +190,9 @@ async fn a_lease_of_ours_that_the_journal_does_not_know_is_taken_over() {
     w.v4("p", "10.6.1.10").await;
     w.foreign_lease("p", "10.6.1.10", json!({"node":"n1","agentID":w.agent.me.agent_id})).await;
     let a = w.pod("a", v4("p")).await;
-    w.add("c1", "eth0", &macvlan(json!({})), Some(&a)).await.unwrap();
+    // It may be a living pod's, so the sandboxes are looked at first; meanwhile the runtime asks again.
+    let conf = macvlan(json!({}));
+    w.until_async("it is given", || async { w.add("c1", "eth0", &conf, Some(&a)).await.is_ok() }).await;
     assert_eq!(w.leases().await[0].spec.holder.as_ref().unwrap().container_id, "c1");
 }
 

@@ -23,7 +23,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// Signs of a loss come in crowds.
 const SUSPECT_EVERY: Duration = Duration::from_secs(60);
 /// What is unclear waits for a list, and may be met again before the cache has it.
-const UNCLEAR_EVERY: Duration = Duration::from_secs(5);
+const UNCLEAR_EVERY: Duration = Duration::from_secs(2);
 /// Of the first list, which ADDs wait for: soon after the API server is back.
 const FIRST_BACKOFF_MAX: Duration = Duration::from_secs(4);
 

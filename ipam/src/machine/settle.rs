@@ -134,6 +134,8 @@ impl Machine {
                     self.ask_refused(ask, name, why);
                 }
                 Act::Classify(l) => {
+                    // What this life has created, no earlier one can have written to.
+                    let found = matches!(slot.want, Want::Found);
                     let (pool, released) =
                         (slot.pool.clone(), l.released || l.holder.is_some() || l.agent_id != self.me.agent_id);
                     let unknown = self.pools.get(&pool).is_none_or(|p| !p.known);
@@ -144,7 +146,7 @@ impl Machine {
                         Want::Gone if unknown => Want::Rest { until: now + REST },
                         want => want,
                     };
-                    let past = (now < self.past_doubt).then_some((l.version, self.past_doubt));
+                    let past = (found && now < self.past_doubt).then_some((l.version, self.past_doubt));
                     if let Some(slot) = self.slots.get_mut(name) {
                         slot.want = want;
                         slot.write_doubt = slot.write_doubt.take().or(past);

@@ -1,12 +1,10 @@
 //! One number that grows when the host changes. One task owns the notifications; it ends with the host it belongs to, and
 //! cancelling it loses nothing but notifications.
 
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use netlink::{Monitor, Netns};
 use ovsdb::Replica;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
@@ -24,12 +22,12 @@ pub(super) struct Changes {
 impl Changes {
     pub fn start(netns: &Netns, ovs: Option<&Ovs>) -> Self {
         let (send, count) = watch::channel(0);
-        let monitor = Monitor::open_in(netns);
+        let monitor = Monitor::open_in(netns).map_err(|e| e.to_string()).and_then(readable);
         let replica = ovs.map(|o| o.replica().clone());
         let task = tokio::spawn(async move {
             match monitor {
                 Ok(monitor) => follow(&monitor, replica, &send).await,
-                Err(error) => tracing::error!(%error, "changes of links are not noticed"),
+                Err(error) => tracing::error!(error, "changes of links are not noticed"),
             }
         });
         Self { count, task: task.abort_handle() }
@@ -46,7 +44,15 @@ impl Drop for Changes {
     }
 }
 
-async fn follow(monitor: &Monitor, replica: Option<Replica>, count: &watch::Sender<u64>) {
+#[expect(
+    deprecated,
+    reason = "its replacement is unsafe because some types change their descriptor while registered; a monitor keeps its own to the end"
+)]
+fn readable(monitor: Monitor) -> Result<AsyncFd<Monitor>, String> {
+    AsyncFd::new(monitor).map_err(|e| e.to_string())
+}
+
+async fn follow(monitor: &AsyncFd<Monitor>, replica: Option<Replica>, count: &watch::Sender<u64>) {
     let mut status = replica.as_ref().map(Replica::subscribe);
     loop {
         let ovs = async {
@@ -56,11 +62,21 @@ async fn follow(monitor: &Monitor, replica: Option<Replica>, count: &watch::Send
             }
         };
         tokio::select! {
-            changed = changed(monitor) => match changed {
-                Ok(true) => {}
-                Ok(false) => continue,
+            ready = monitor.readable() => match ready {
+                Ok(mut guard) => {
+                    let changed = monitor.get_ref().changed();
+                    guard.clear_ready();
+                    match changed {
+                        Ok(true) => {}
+                        Ok(false) => continue,
+                        Err(error) => {
+                            tracing::error!(%error, "changes of links are noticed no longer");
+                            return;
+                        }
+                    }
+                }
                 Err(error) => {
-                    tracing::error!(error, "changes of links are noticed no longer");
+                    tracing::error!(%error, "changes of links are noticed no longer");
                     return;
                 }
             },
@@ -69,16 +85,4 @@ async fn follow(monitor: &Monitor, replica: Option<Replica>, count: &watch::Send
         tokio::time::sleep(SETTLE).await;
         count.send_modify(|n| *n += 1);
     }
-}
-
-/// Waits for something to read, and reads it away; whether it was anything. Nobody listens between two calls, or each of the
-/// notifications that are to count as one would wake the process.
-#[expect(
-    deprecated,
-    reason = "its replacement is unsafe because some types change their descriptor while registered; a monitor keeps its own to the end"
-)]
-async fn changed(monitor: &Monitor) -> Result<bool, String> {
-    let registered = AsyncFd::with_interest(monitor.as_fd(), Interest::READABLE).map_err(|e| e.to_string())?;
-    registered.readable().await.map_err(|e| e.to_string())?.clear_ready();
-    monitor.changed().map_err(|e| e.to_string())
 }
