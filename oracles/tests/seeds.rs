@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use oracles::TARGETS;
 
@@ -16,8 +17,16 @@ fn names(dir: &Path) -> BTreeSet<String> {
     fs::read_dir(dir).unwrap().map(|e| e.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
+/// Panics of any thread and task. A runtime keeps a task's to itself, where a fuzzer ends with the process.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
 #[test]
 fn every_seed_passes_its_check() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        report(info);
+    }));
     for (name, check) in TARGETS {
         let mut files: Vec<PathBuf> = fs::read_dir(folder("seeds").join(name))
             .unwrap_or_else(|e| panic!("{name}: {e}"))
@@ -31,6 +40,7 @@ fn every_seed_passes_its_check() {
                 eprintln!("seed {}", file.display());
                 std::panic::resume_unwind(e);
             }
+            assert_eq!(PANICS.load(Ordering::Relaxed), 0, "a task's panic: seed {}", file.display());
         }
     }
 }
