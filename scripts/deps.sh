@@ -13,7 +13,9 @@ case "${1:-lab}" in
     # Open vSwitch is what bridges are made of; the reference plugins are the pods' cluster network and a judge of ours;
     # podman 4, with runc, is a second runtime on the same host, its containers a static busybox; the rest reads state back: no
     # check trusts our own code for that.
-    lab) packages="gcc libc6-dev openvswitch-switch containernetworking-plugins podman runc busybox-static iproute2 iputils-ping ethtool tcpdump util-linux" ;;
+    lab) packages="gcc libc6-dev openvswitch-switch containernetworking-plugins podman runc busybox-static iproute2 iputils-ping ethtool tcpdump util-linux"
+        # An older kernel, as a process; Debian has it for this architecture.
+        [ "$(uname -m)" != x86_64 ] || packages="$packages user-mode-linux kmod" ;;
     # The API server's store, beside the lab; without Go, kube-tools.sh fetches one into a venv.
     kube)
         "$0" lab

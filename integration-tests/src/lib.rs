@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod demo;
 pub mod deployments;
 pub mod echo;
+pub mod guest;
 pub mod kube;
 pub mod kubelet;
 pub mod lab;

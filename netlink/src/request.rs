@@ -42,7 +42,8 @@ pub struct LinkChange<'a> {
 
 #[derive(Debug, Clone)]
 pub enum Request<'a> {
-    /// Sent in the namespace in which the link is to be, so that only names there can be in its way.
+    /// Sent in the namespace in which the link is to be. Before Linux 6.15 a link of that name where the parent is, is in its way
+    /// too (EEXIST).
     AddMacvlan {
         name: IfName,
         /// Index of the parent, in the namespace that `parent_netns` names (`Socket::netns_id_of`), or else in this one.

@@ -115,7 +115,7 @@ fn batches(steps: &[Step]) -> Vec<Range<usize>> {
             // Requests name links by index, so a link must be there before those that name it are put together.
             || matches!(last, AddMacvlan(_) | AddVeth(_))
             || deletes(last) != deletes(next)
-            || matches!(next, AddVeth(_))
+            || matches!(next, AddMacvlan(_) | AddVeth(_))
     })
 }
 

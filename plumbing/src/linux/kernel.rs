@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use model::{IfName, Rule};
+use model::{IfName, Owner, Rule};
 use netlink::{Announced, BatchError, Errno, LinkChange, LinkRef, Netns, Outcome, Probed, Request, Socket};
-use planner::step::LinkSet;
+use planner::step::{LinkSet, Macvlan};
 use planner::{Ns, Step};
 
 use crate::error::StepError;
@@ -42,7 +42,38 @@ impl Kernel<'_> {
                     Err(cause) => Err(Failed { at: 0, cause, changed: vec![false] }),
                 }
             }
+            [Step::AddMacvlan(m)] => self.add_macvlan(m, batch),
             _ => self.batch(batch),
+        })
+    }
+
+    /// Before Linux 6.15 a macvlan on a parent in another namespace is registered there first and moved then (`link_net` in
+    /// `rtnl_newlink_create`, net/core/rtnetlink.c). A link of the host's that has the name is in its way, as a NIC `eth0` is in
+    /// that of every pod's `eth0`; so it comes in under a name that only this attachment has, and gets its own in the pod.
+    fn add_macvlan(&self, m: &Macvlan, alone: &[Step]) -> Result<Vec<Done>, Failed> {
+        let failed = match self.batch(alone) {
+            Err(failed) if failed.cause.errno() == Some(Errno::EEXIST) && m.parent_ns == Ns::Host => failed,
+            ended => return ended,
+        };
+        let (Ok(pod), Some(owner)) = (self.socket(Ns::Pod), Owner::from_alias(&m.alias)) else { return Err(failed) };
+        if !matches!(pod.link(&m.name), Ok(None)) {
+            return Err(failed);
+        }
+        let passing = owner.attachment.link_name("mv");
+        let drop_it = || pod.batch(&[Request::DelLink(LinkRef::Name(passing.clone()))]);
+        // One of a life that was killed halfway.
+        let _ = drop_it();
+        let come_in = || {
+            self.batch(&[Step::AddMacvlan(Macvlan { name: passing.clone(), ..m.clone() })]).map_err(|f| f.cause)?;
+            let index = pod.link(&passing)?.ok_or_else(|| netlink::Error::NoLink(passing.to_string()))?.index;
+            let rename = LinkChange { rename: Some(m.name.clone()), ..LinkChange::default() };
+            pod.batch(&[Request::SetLink { link: LinkRef::Index(index), change: rename }]).map_err(refusal)
+        };
+        come_in().map(|()| vec![Done::Changed]).map_err(|cause| {
+            if let Err(e) = drop_it() {
+                tracing::debug!(link = %passing, error = ?e, "not deleted");
+            }
+            Failed { at: 0, cause, changed: vec![false] }
         })
     }
 
