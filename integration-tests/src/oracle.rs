@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::kube::ADMIN;
 use crate::lab::Lab;
@@ -39,14 +39,30 @@ pub fn settled(lab: &Lab, product: &Product, seconds: u64) -> Result<()> {
     judge(command)
 }
 
-/// Nodes with plugins and no agent, and no API: what a runtime did there is undone.
+/// Nodes with plugins and no agent, and no API: what a runtime did there is undone, but for the lines of an earlier
+/// [`said_alone`].
 ///
 /// # Errors
 /// As [`silent`].
-pub fn silent_alone(lab: &Lab) -> Result<()> {
-    let mut command = command(lab, 20)?;
-    command.arg("--no-api");
-    judge(command)
+pub fn silent_alone(lab: &Lab, known: &[String]) -> Result<()> {
+    judge(alone(lab, 20, known)?)
+}
+
+/// What it says of such nodes at this moment, a line each.
+///
+/// # Errors
+/// It cannot look.
+pub fn said_alone(lab: &Lab) -> Result<Vec<String>> {
+    let output = alone(lab, 0, &[])?.output().context("failed to start the oracle")?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(matches!(output.status.code(), Some(0 | 1)), "the oracle cannot look: {err}");
+    Ok(out.lines().map(str::to_owned).collect())
+}
+
+fn alone(lab: &Lab, seconds: u64, known: &[String]) -> Result<Command> {
+    let mut command = command(lab, seconds)?;
+    command.arg("--no-api").args(known.iter().map(|line| format!("--known={line}")));
+    Ok(command)
 }
 
 fn command(lab: &Lab, seconds: u64) -> Result<Command> {

@@ -22,7 +22,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     fn run(&self, vector: &Vector, plugin: &str, by: &By, judged: bool) -> Result<Vec<Done>, String> {
         let case = Case { node: self.node, plugin, path: self.path.clone(), by: by.clone() };
-        let done = if judged { case.run(vector) } else { case.look(vector) };
+        let done = case.prepare(vector).and_then(|()| if judged { case.run(vector) } else { case.look(vector) });
         self.usual.restore(self.node).unwrap();
         done.map_err(|e| format!("{plugin}: {e}"))
     }

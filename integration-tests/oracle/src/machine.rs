@@ -30,7 +30,7 @@ for n in /run/netns/*; do
   nsenter --net="$n" ip -j -d addr 2>/dev/null
 done
 for f in /var/lib/cni/results/*; do [ -e "$f" ] && { part record; cat "$f"; }; done
-for f in /run/cni-networks/*/*; do [ -e "$f" ] && { part host-local "${f##*/}"; head -n 1 "$f"; }; done
+for f in /run/cni-networks/*/* /var/lib/cni/networks/*/*; do [ -e "$f" ] && { part host-local "${f##*/}"; head -n 1 "$f"; }; done
 for t in Bridge Port Interface; do part "$t"; ovs-vsctl --timeout=5 --format=json list "$t" 2>/dev/null; done
 part journal; cat /run/mooring/journal 2>/dev/null
 for f in /var/lib/mooring/spool/* /var/lib/mooring/spool/.[!.]*; do [ -e "$f" ] && part spool "${f##*/}"; done

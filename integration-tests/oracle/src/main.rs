@@ -34,6 +34,9 @@ struct Args {
     /// A NIC, and its machine's holder, that asks on the wire who has the pods' addresses
     #[arg(long, value_name = "PID:NIC")]
     wire: Vec<String>,
+    /// A line that an earlier look said, and that is not to be said again
+    #[arg(long, value_name = "LINE")]
+    known: Vec<String>,
     /// How long something may still be on its way
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     settle: u64,
@@ -88,7 +91,8 @@ fn run(args: &Args) -> Result<Vec<Finding>> {
                 facts.wire.extend(wire::ask(place, &ips)?);
             }
         }
-        steady.look(judge(&facts, &now()?));
+        let found = judge(&facts, &now()?);
+        steady.look(found.into_iter().filter(|f| !args.known.contains(&f.to_string())).collect());
         if steady.is_silent() || Instant::now() > deadline {
             return Ok(steady.left().to_vec());
         }

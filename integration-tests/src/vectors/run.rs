@@ -83,7 +83,11 @@ impl Case<'_> {
         self.carry_out(vector, false)
     }
 
-    fn carry_out(&self, vector: &Vector, judged: bool) -> Result<Vec<Done>, String> {
+    /// What the case finds on the node.
+    ///
+    /// # Errors
+    /// A line of it fails.
+    pub fn prepare(&self, vector: &Vector) -> Result<(), String> {
         self.shell("ip netns add pod; ip -n pod link set lo up")?;
         for line in vector.before() {
             self.shell(line)?;
@@ -91,6 +95,28 @@ impl Case<'_> {
         if let Some(flat) = vector.flat() {
             self.node.write("/run/flat.conf", &flat.to_string()).map_err(|e| e.to_string())?;
         }
+        Ok(())
+    }
+
+    /// What a runtime does in the end: DEL of each ADD that succeeded, the last one first.
+    ///
+    /// # Errors
+    /// One fails.
+    pub fn take_down(&self, vector: &Vector, done: &[Done]) -> Result<(), String> {
+        let calls = vector.calls().iter().filter(|call| call.get("run").is_none()).zip(done);
+        let added: Vec<_> = calls.filter(|(call, done)| verb(call) == "ADD" && done.exit == 0).collect();
+        for (call, added) in added.into_iter().rev() {
+            let mut del = call.clone();
+            del["verb"] = json!("DEL");
+            let (gone, printed) = self.exec(&del, vector.stdin(call).cloned(), &added.stdout)?;
+            if gone.exit != 0 {
+                return Err(format!("DEL in the end: {printed}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&self, vector: &Vector, judged: bool) -> Result<Vec<Done>, String> {
         let (mut done, mut added) = (Vec::new(), Value::Null);
         for (i, call) in vector.calls().iter().enumerate() {
             if call.get("run").is_some() {

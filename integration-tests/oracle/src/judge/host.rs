@@ -32,6 +32,10 @@ fn namespaces(seen: &Seen<'_>, m: &Machine, found: &mut Findings) {
     for n in &m.namespaces {
         if !seen.on(&m.name).any(|s| s.netns.name == n.name) {
             found.leaked(format!("namespace {} on {}", n.name, m.name), "the runtime has no sandbox there");
+            for link in n.links.iter().filter(|l| text(l, "/ifalias").starts_with("mooring:1:")) {
+                let what = format!("link {} in namespace {} on {}", text(link, "/ifname"), n.name, m.name);
+                found.leaked(what, format!("its mark {} is of no living pod's NIC", text(link, "/ifalias")));
+            }
         }
     }
     for record in &m.records {

@@ -189,6 +189,10 @@ fn what_no_living_pod_stands_for_on_a_host_is_leaked() {
     finds("leaked namespace cni-9 on n1", |f| {
         node(f).namespaces.push(Namespace { name: "cni-9".into(), ..Namespace::default() })
     });
+    finds("leaked link net1 in namespace cni-9 on n1", |f| {
+        let links = vec![json!({"ifname": "lo"}), json!({"ifname": "net1", "ifalias": format!("mooring:1:{dead}:alone")})];
+        node(f).namespaces.push(Namespace { name: "cni-9".into(), links, ..Namespace::default() })
+    });
     for (mark, plant) in [(true, "p9"), (false, "p8")] {
         finds(&format!("leaked ovs port {plant} of br1 on n1"), |f| {
             let ovs = node(f).ovs.as_mut().unwrap();
