@@ -5,12 +5,11 @@
 # make bench               the product against the reference plugins: one table, below ten minutes; ARGS=--kube adds the rows
 #                          on kube-apiserver and etcd
 # make fuzz                every parser against any bytes, 10 minutes each (FUZZ_SECONDS=60, ARGS=pool for one of them)
-# make build               all binaries as a release: target/release, and the static CNI ones in target/<host>/cni
+# make build               all binaries as a release: target/release, and the static CNI ones in target/cni
 # make clean-lab           removes what a killed or kept demo or test left behind
 
 LANE ?=
 ARGS ?=
-HOST = $(shell rustc -vV | sed -n "s/^host: //p")
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .PHONY: build cni test kill-rounds simulate fuzz demo bench clean-lab
@@ -21,7 +20,9 @@ build: cni
 cni:
 	@scripts/deps.sh build
 	# Static, so that they run on any host, and small: the runtime starts one for every call. Packed relocations (RELR) are 80 KB less.
-	RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" cargo build --profile cni --locked --target $(HOST) -p cni-macvlan -p cni-ovs -p cni-meta --bins
+	target=$$(scripts/cni-target.sh) && export RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" && \
+	cargo build --profile cni --locked --target $$target -p cni-macvlan -p cni-ovs -p cni-meta --bins && \
+	mkdir -p $(TARGET)/cni && cp -f $(TARGET)/$$target/cni/cni-macvlan $(TARGET)/$$target/cni/cni-ovs $(TARGET)/$$target/cni/cni-meta $(TARGET)/cni/
 
 test:
 	@scripts/test.sh $(or $(LANE),all)
@@ -45,9 +46,9 @@ bench: cni
 	cargo build --release --locked -p standalone -p controller -p bridge-agent -p integration-tests --bins
 ifneq (,$(findstring --kube,$(ARGS)))
 	@scripts/deps.sh kube
-	@MOORING_TOOLS=$$(scripts/kube-tools.sh) && export MOORING_TOOLS && $(TARGET)/release/mooring-lab bench --cni $(TARGET)/$(HOST)/cni $(ARGS)
+	@MOORING_TOOLS=$$(scripts/kube-tools.sh) && export MOORING_TOOLS && $(TARGET)/release/mooring-lab bench --cni $(TARGET)/cni $(ARGS)
 else
-	@$(TARGET)/release/mooring-lab bench --cni $(TARGET)/$(HOST)/cni $(ARGS)
+	@$(TARGET)/release/mooring-lab bench --cni $(TARGET)/cni $(ARGS)
 endif
 
 clean-lab:
