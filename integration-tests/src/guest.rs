@@ -48,8 +48,8 @@ pub fn run(exe: &Path, dirs: &[(&str, &Path)], script: &str, limit: Duration) ->
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
 
     let mut command = Command::new("timeout");
-    command.args(["-s", "KILL", &limit.as_secs().to_string(), KERNEL, "mem=2G", "root=/dev/root", "rootfstype=hostfs", "rootflags=/"]);
-    command.args(["ro", "con=null", "con0=null,fd:1", "ssl=null", "umid=guest", "quiet", "panic=-1"]);
+    command.args(["-s", "KILL", &limit.as_secs().to_string(), KERNEL, "mem=2G", "root=/dev/root", "rootfstype=hostfs"]);
+    command.args(["rootflags=/", "ro", "con=null", "con0=null,fd:1", "ssl=null", "umid=guest", "quiet", "panic=-1"]);
     command.arg(format!("uml_dir={}", run.dir().display())).arg(format!("init={}", path.display()));
     let console = fs::File::create(run.log("guest-console"))?;
     command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
