@@ -47,6 +47,21 @@ struct Around<'a> {
     runtime: &'a str,
 }
 
+impl<'a> Around<'a> {
+    fn of(turn: &Turn<'a>) -> Self {
+        let request = turn.request;
+        Self {
+            container_id: &request.container_id,
+            netns: turn.netns,
+            netns_path: request.netns.as_deref(),
+            args: &request.raw_args,
+            path: &request.path,
+            abort: turn.abort,
+            runtime: turn.runtime,
+        }
+    }
+}
+
 impl<H: Host + 'static> Agent<H> {
     pub(crate) async fn meta_add<R: Runner>(&self, turn: Turn<'_>, runner: &mut R) -> Result<AddResult, Error> {
         let request = turn.request;
@@ -66,15 +81,7 @@ impl<H: Host + 'static> Agent<H> {
         let delegates = self.delegates(request, pod.as_deref(), first).await?;
         let defaults = DefaultRoutes::of(&delegates).map_err(|e| e.to_cni())?;
         let known = Known { nics: Some(nics_of(&delegates)), pod: pod.clone(), coordinator: None };
-        let around = Around {
-            container_id: &request.container_id,
-            netns: turn.netns,
-            netns_path: request.netns.as_deref(),
-            args: &request.raw_args,
-            path: &request.path,
-            abort: turn.abort,
-            runtime: turn.runtime,
-        };
+        let around = Around::of(&turn);
         let mut entry = Entry {
             key: key.clone(),
             state: State::Adding,
@@ -258,15 +265,7 @@ impl<H: Host + 'static> Agent<H> {
             tracing::debug!(container = request.container_id, %error, "DEL of networks that are not noted and cannot be found");
             Vec::new()
         });
-        let around = Around {
-            container_id: &request.container_id,
-            netns: turn.netns,
-            netns_path: request.netns.as_deref(),
-            args: &request.raw_args,
-            path: &request.path,
-            abort: turn.abort,
-            runtime: turn.runtime,
-        };
+        let around = Around::of(&turn);
         let mut failed = Vec::new();
         for d in delegates.iter().rev() {
             if let Err(e) = self.delegate_del(&around, d, None, runner).await {
@@ -359,15 +358,7 @@ impl<H: Host + 'static> Agent<H> {
         let pod = self.pod_of(&turn).await?;
         let delegates: Vec<Delegate> = meta.delegates.iter().filter_map(|n| Delegate::from_value(&n.delegate)).collect();
         let known = Known { nics: Some(nics_of(&delegates)), pod, coordinator: None };
-        let around = Around {
-            container_id: &request.container_id,
-            netns: turn.netns,
-            netns_path: request.netns.as_deref(),
-            args: &request.raw_args,
-            path: &request.path,
-            abort: turn.abort,
-            runtime: turn.runtime,
-        };
+        let around = Around::of(&turn);
         for (d, noted) in delegates.iter().zip(&meta.delegates).filter(|(d, _)| !d.list.disable_check) {
             let result = noted.result.as_ref().and_then(|r| AddResult::from_value(r).ok());
             for i in 0..d.list.plugins.len() {
