@@ -8,12 +8,15 @@ use std::time::Duration;
 use integration_tests::guest;
 use serde_json::Value;
 
+/// `script` finds the programs in `$BIN` and the repository in `$SRC`.
 fn on_older_kernel(script: &str) -> String {
     let exe = Path::new(env!("CARGO_BIN_EXE_mooring-lab"));
-    let dirs = [("bin", exe.parent().unwrap()), ("src", &Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))];
-    let said = guest::run(exe, &dirs, script, Duration::from_secs(600)).unwrap_or_else(|e| panic!("{e:#}"));
-    assert!(said.contains("Linux 6.1."), "another kernel: {said}");
-    said
+    let (bin, src) = (exe.parent().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
+    let script = format!("uname -sr; BIN='{}'; SRC='{}'\n{script}", bin.display(), src.display());
+    let ended = guest::run(exe, &[bin, src], &script, Duration::from_secs(600)).unwrap_or_else(|e| panic!("{e:#}"));
+    assert_eq!(ended.status, 0, "{}", ended.said);
+    assert!(ended.said.contains("Linux 6.1."), "another kernel: {}", ended.said);
+    ended.said
 }
 
 /// The lines `<name> <JSON>` that the script printed.
@@ -32,10 +35,9 @@ fn names(links: &Value) -> Vec<&str> {
 fn a_pods_eth0_on_the_hosts_eth0() {
     let out = on_older_kernel(
         r#"
-uname -sr
 ip link add eth0 type dummy; ip link set eth0 up
 net() { echo "{\"cniVersion\":\"1.0.0\",\"name\":\"n\",\"type\":\"cni-macvlan\",\"master\":\"eth0\",\"ipam\":{\"type\":\"static\",\"addresses\":[{\"address\":\"10.9.0.$1/24\"}]}}"; }
-cni() { net $2 | CNI_COMMAND=$1 CNI_CONTAINERID=c$2 CNI_NETNS=/run/netns/p$2 CNI_IFNAME=eth0 CNI_PATH=/mnt/bin:/usr/lib/cni /mnt/bin/cni-macvlan; }
+cni() { net $2 | CNI_COMMAND=$1 CNI_CONTAINERID=c$2 CNI_NETNS=/run/netns/p$2 CNI_IFNAME=eth0 CNI_PATH="$BIN:/usr/lib/cni" "$BIN/cni-macvlan"; }
 links() { echo "links $1 $(ip -j -d -n p$1 link)"; }
 pods="10 11 12 13 14 15 16 17 18 19"
 for p in $pods; do ip netns add p$p; done
@@ -81,7 +83,7 @@ for p in $pods 20; do links $p; done
 /// tests of the lab run wherever there is no such module too, and so on the userspace datapath.
 #[test]
 fn the_whole_demo_on_the_kernels_datapath() {
-    let said = on_older_kernel("uname -sr\ncd /mnt/src\n/mnt/bin/mooring-lab demo\n");
+    let said = on_older_kernel("cd \"$SRC\"\n\"$BIN/mooring-lab\" demo\n");
     assert!(said.contains("everything is right"), "{said}");
     assert!(said.contains("datapath_type: system"), "{said}");
 }

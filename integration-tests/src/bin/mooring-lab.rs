@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use integration_tests::cni_runtime::Runtime;
 use integration_tests::lab::{Lab, Options};
-use integration_tests::{apply, bench, cni_runtime, demo, deployments, echo, kubelet, run, space};
+use integration_tests::{apply, bench, cni_runtime, demo, deployments, echo, guest, kubelet, run, space};
 
 #[derive(Parser)]
 #[command(about = "The lab: simulated nodes with real Open vSwitch and real CNI plugins")]
@@ -116,6 +116,13 @@ enum Cmd {
         /// The network's configuration, with `cni.dev/valid-attachments`
         conf: String,
     },
+    /// Run a program on Debian 12's Linux 6.1, a process of this machine, and end as it did (cargo's `runner` for tests)
+    #[command(hide = true)]
+    OnOlderKernel {
+        program: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Remove what killed and kept runs left behind
     Clean,
     /// List what runs left behind; fails if there is anything
@@ -138,6 +145,16 @@ fn act(command: Cmd) -> Result<ExitCode> {
         Cmd::Demo { keep, examples } => demo::run(std::env::current_exe()?, examples, keep)?,
         Cmd::Bench { go_plugins, cni, only, kube } => bench::run(std::env::current_exe()?, go_plugins, cni, &only, kube)?,
         Cmd::BenchNode { api_socket, go_plugins, only } => bench::rows::run(&api_socket, &go_plugins, &only)?,
+        Cmd::OnOlderKernel { program, args } => {
+            let exe = std::env::current_exe()?;
+            let program = std::fs::canonicalize(program)?;
+            let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no repository")?;
+            let bins = exe.parent().context("no directory")?;
+            let limit = std::time::Duration::from_secs(3600);
+            let ended = guest::run(&exe, &[bins, repository], &guest::script_of(&program, &args)?, limit)?;
+            print!("{}", ended.said);
+            return Ok(ExitCode::from(u8::try_from(ended.status).unwrap_or(u8::MAX)));
+        }
         Cmd::Up { nodes, wait } => {
             let lab = Lab::start(&Options { exe: std::env::current_exe()?, nodes })?;
             for space in lab.spaces() {
