@@ -73,12 +73,12 @@ fn a_macvlan_is_born_in_the_pod_in_each_mode() {
         (MacvlanMode::Passthru, "passthru"),
     ];
     for (i, (mode, word)) in words.into_iter().enumerate() {
-        // One parent each: passthru wants it for itself. The parent has the name that the pod's NIC will have.
-        let parent = format!("net{i}");
+        // One parent each: passthru wants it for itself.
+        let (parent, own) = (format!("up{i}"), format!("net{i}"));
         let _far = nic(&host, &parent);
         let socket = Socket::open_in(&pod).unwrap();
         let request = Request::AddMacvlan {
-            name: name(&parent),
+            name: name(&own),
             parent: index(&Socket::open_in(&host).unwrap(), &parent),
             parent_netns: Some(socket.netns_id_of(&host).unwrap()),
             mode,
@@ -86,10 +86,8 @@ fn a_macvlan_is_born_in_the_pod_in_each_mode() {
             mtu: Some(1280),
             bc_queue_len: Some(2000),
         };
-        socket
-            .batch(&[request, set(&parent, LinkChange { alias: Some("mooring:1:x".into()), ..LinkChange::default() })])
-            .unwrap();
-        let got = link(&pod, &parent);
+        socket.batch(&[request, set(&own, LinkChange { alias: Some("mooring:1:x".into()), ..LinkChange::default() })]).unwrap();
+        let got = link(&pod, &own);
         assert_eq!(got["linkinfo"]["info_kind"], "macvlan", "{got}");
         assert_eq!(got["linkinfo"]["info_data"]["mode"], word, "{got}");
         assert_eq!(got["linkinfo"]["info_data"]["bcqueuelen"], 2000, "{got}");
@@ -98,12 +96,12 @@ fn a_macvlan_is_born_in_the_pod_in_each_mode() {
         if mode != MacvlanMode::Passthru {
             assert_eq!(got["address"], "0a:58:0a:06:01:0a");
         }
-        let seen = socket.link(&name(&parent)).unwrap().unwrap();
+        let seen = socket.link(&name(&own)).unwrap().unwrap();
         assert_eq!(seen.kind, LinkKind::Macvlan { mode });
         assert_eq!(seen.alias.as_deref(), Some("mooring:1:x"));
         assert_eq!(seen.link_index, Some(index(&Socket::open_in(&host).unwrap(), &parent)));
         assert!(seen.link_netnsid.is_some());
-        socket.batch(&[Request::DelLink(LinkRef::Name(name(&parent)))]).unwrap();
+        socket.batch(&[Request::DelLink(LinkRef::Name(name(&own)))]).unwrap();
     }
     assert!(names(&pod).is_empty());
 }
@@ -433,7 +431,9 @@ fn a_veth_has_one_queue_at_each_end() {
     let far = nic(&pod, "net1");
     for (at, dev) in [(&pod, "net1"), (&far, "x")] {
         let link = link(at, dev);
-        assert_eq!((&link["num_tx_queues"], &link["num_rx_queues"]), (&1.into(), &1.into()), "{link}");
+        assert_eq!(link["num_tx_queues"], 1, "{link}");
+        // A kernel without CONFIG_RPS (user-mode Linux) says nothing of those.
+        assert!(matches!(link["num_rx_queues"].as_u64(), Some(1) | None), "{link}");
     }
 }
 

@@ -333,13 +333,39 @@ async fn a_taken_name_is_told() {
     };
     lab.host.apply(Some(&lab.pod), &Plan { steps: vec![Step::AddVeth(veth.clone())] }).await.unwrap();
     let before = picture(&lab.pod);
-    veth.host_name = name("veth0124");
+    (veth.host_name, veth.alias) = (name("veth0124"), "mooring:1:fedcba9876543210".into());
     let e = lab.host.apply(Some(&lab.pod), &Plan { steps: vec![Step::AddVeth(veth)] }).await.unwrap_err();
     assert_eq!(
         e.to_string(),
         "failed to add veth eth0 in the pod with peer veth0124 on the host: File exists (EEXIST); an interface of that name exists already"
     );
     assert_eq!(diff(&before, &picture(&lab.pod)), "");
+}
+
+#[tokio::test]
+async fn a_macvlan_may_have_the_name_of_its_parent_on_the_host() {
+    let lab = lab().await;
+    let Some(Step::AddMacvlan(of_all)) = everything().steps.into_iter().find(|s| matches!(s, Step::AddMacvlan(_))) else {
+        panic!("no macvlan")
+    };
+    let (host, before) = (picture(&lab.host_ns), picture(&lab.pod));
+    let plan = |steps| Plan { steps };
+    let macvlan = Macvlan { name: name("eth0"), ..of_all };
+    lab.host.apply(Some(&lab.pod), &plan(vec![Step::AddMacvlan(macvlan.clone())])).await.unwrap();
+    let eth0 = &ip(&lab.pod, "link show dev eth0")[0];
+    assert_eq!((eth0["ifalias"].as_str(), eth0["address"].as_str()), (Some(ALIAS), Some("0a:58:0a:06:02:0a")), "{eth0}");
+    let added = diff(&before, &picture(&lab.pod));
+    assert_eq!(added.lines().filter(|l| l.starts_with("+ link show")).count(), 1, "it alone came: {added}");
+
+    // One of another attachment neither takes it nor marks it.
+    let with_it = picture(&lab.pod);
+    let other = Step::AddMacvlan(Macvlan { alias: "mooring:1:fedcba9876543210".into(), ..macvlan });
+    let e = lab.host.apply(Some(&lab.pod), &plan(vec![other])).await.unwrap_err();
+    assert!(e.to_string().ends_with("File exists (EEXIST); an interface of that name exists already"), "{e}");
+    assert_eq!(diff(&with_it, &picture(&lab.pod)), "");
+
+    lab.host.apply(Some(&lab.pod), &plan(vec![Step::DelLink { ns: Ns::Pod, name: name("eth0") }])).await.unwrap();
+    assert_eq!((diff(&before, &picture(&lab.pod)), diff(&host, &picture(&lab.host_ns))), (String::new(), String::new()));
 }
 
 #[tokio::test]

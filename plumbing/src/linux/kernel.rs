@@ -129,7 +129,7 @@ impl Kernel<'_> {
         }
     }
 
-    /// One batch, but for the host's end of a veth, which gets its mark over the other socket.
+    /// One batch, but for the marks of links that it makes.
     fn batch(&self, run: &[Step]) -> Result<Vec<Done>, Failed> {
         let mut names = Names::default();
         let mut requests = Vec::new();
@@ -188,7 +188,7 @@ impl Kernel<'_> {
             done.push(now);
         }
         if failed.is_none() {
-            failed = self.mark_host_ends(run).err();
+            failed = self.mark(run).err();
         }
         match failed {
             None => Ok(done),
@@ -196,13 +196,20 @@ impl Kernel<'_> {
         }
     }
 
-    /// The kernel sets no alias at birth, so the mark comes right after.
-    fn mark_host_ends(&self, run: &[Step]) -> Result<(), (usize, StepError)> {
+    /// The kernel sets no alias at birth. The mark comes right after, not in the same exchange: there the kernel would carry it
+    /// out after a birth that it refused as well, on whatever link has the name.
+    fn mark(&self, run: &[Step]) -> Result<(), (usize, StepError)> {
+        let set = |ns, name: &IfName, text: &str| {
+            let request = Request::SetLink { link: LinkRef::Name(name.clone()), change: alias(text) };
+            self.socket(ns)?.batch(&[request]).map_err(refusal)
+        };
         for (at, step) in run.iter().enumerate() {
-            if let Step::AddVeth(v) = step {
-                let request = Request::SetLink { link: LinkRef::Name(v.host_name.clone()), change: alias(&v.alias) };
-                self.host.batch(&[request]).map_err(|e| (at, refusal(e)))?;
-            }
+            let marked = match step {
+                Step::AddMacvlan(m) => set(Ns::Pod, &m.name, &m.alias),
+                Step::AddVeth(v) => set(Ns::Pod, &v.pod_name, &v.alias).and_then(|()| set(Ns::Host, &v.host_name, &v.alias)),
+                _ => Ok(()),
+            };
+            marked.map_err(|cause| (at, cause))?;
         }
         Ok(())
     }
@@ -217,7 +224,7 @@ impl Kernel<'_> {
                     Ns::Pod => (socket, None),
                 };
                 let parent = parent_socket.link(&m.parent)?.ok_or_else(|| netlink::Error::NoLink(m.parent.to_string()))?.index;
-                let add = Request::AddMacvlan {
+                vec![Request::AddMacvlan {
                     name: m.name.clone(),
                     parent,
                     parent_netns,
@@ -225,19 +232,17 @@ impl Kernel<'_> {
                     mac: m.mac,
                     mtu: m.mtu.map(model::Mtu::get),
                     bc_queue_len: m.bc_queue_len,
-                };
-                vec![add, Request::SetLink { link: LinkRef::Name(m.name.clone()), change: alias(&m.alias) }]
+                }]
             }
             AddVeth(v) => {
-                let add = Request::AddVeth {
+                vec![Request::AddVeth {
                     name: v.pod_name.clone(),
                     mac: v.pod_mac,
                     mtu: v.mtu.map(model::Mtu::get),
                     peer: v.host_name.clone(),
                     peer_mac: v.host_mac,
                     peer_netns: std::os::fd::AsFd::as_fd(self.host_netns),
-                };
-                vec![add, Request::SetLink { link: LinkRef::Name(v.pod_name.clone()), change: alias(&v.alias) }]
+                }]
             }
             DelLink { name, .. } => vec![Request::DelLink(LinkRef::Name(name.clone()))],
             SetLink { name, set, .. } => {
