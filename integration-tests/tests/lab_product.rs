@@ -106,7 +106,7 @@ impl World {
     fn bare(&self, node: usize) -> Result<()> {
         let links: Value = serde_json::from_str(&self.lab.node(node).space.run("ip", &["-j", "link"])?)?;
         let names: Vec<String> = links.as_array().unwrap().iter().map(|l| text(l, "/ifname")).collect();
-        let known = ["lo", "ens192", "eth0", "br1", "ovs-netdev"];
+        let known = ["lo", "ens192", "eth0", "br1", "ovs-netdev", "ovs-system"];
         ensure!(names.iter().all(|n| known.contains(&n.as_str())), "links: {names:?}");
         let ports = self.vsctl(node, &["list-ports", "br1"]);
         ensure!(ports == "eth0", "ports: {ports}");
