@@ -70,10 +70,11 @@ older_kernel() {
     scripts/deps.sh lab
     bins
     host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-    # Each program of tests is one machine that boots, runs it and goes; those that are told of a kernel of their own stay out.
+    # Each program of tests is one machine that boots, runs it and goes. That which boots one itself stays out, and podman's,
+    # whose bridge wants a nat table: this kernel has none.
     export "CARGO_TARGET_${host}_RUNNER=$(realpath "$built/mooring-lab") on-older-kernel"
     # shellcheck disable=SC2046,SC2086
-    cargo test --no-fail-fast --workspace $flags $(targets lab | grep -v lab_older_kernel) -- --test-threads=1
+    cargo test --no-fail-fast --workspace $flags $(targets lab | grep -v -e lab_older_kernel -e lab_podman) -- --test-threads=1
     "$built/mooring-lab" leftovers
 }
 

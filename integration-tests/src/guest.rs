@@ -40,7 +40,8 @@ pub fn run(exe: &Path, seen: &[&Path], script: &str, limit: Duration) -> Result<
     let out = run.dir().join("out");
     fs::create_dir(&out)?;
     let mut init = String::from("#!/bin/sh\nexport PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n");
-    init.push_str("mount -t proc proc /proc; mount -t sysfs sysfs /sys\n");
+    init.push_str("mount -t proc proc /proc; mount -t sysfs sysfs /sys; mkdir -p /dev/shm /dev/pts\n");
+    init.push_str("mount -t tmpfs tmpfs /dev/shm; mount -t devpts devpts /dev/pts\n");
     init.push_str(&format!("for d in {}; do mount -t tmpfs tmpfs $d; done\n", OWN.join(" ")));
     for dir in seen.iter().copied().chain([out.as_path()]).filter(|d| OWN.iter().any(|own| d.starts_with(own))) {
         init.push_str(&format!("mkdir -p '{0}'; mount -t hostfs none '{0}' -o '{0}'\n", dir.display()));
@@ -48,7 +49,7 @@ pub fn run(exe: &Path, seen: &[&Path], script: &str, limit: Duration) -> Result<
     init.push_str(&format!(
         "exec >'{out}/said' 2>&1\nmkdir -p /run/lock /mnt/lib; ln -s {MODULES} /mnt/lib/modules\n\
          for m in {WANTED}; do modprobe -d /mnt $m || echo \"no module $m\"; done\nip link set lo up\n\
-         sh -e '{out}/script'; echo $? >'{out}/status'; sync; halt -f\n",
+         sh -e '{out}/script'; echo $? >'{out}/status'; sync; busybox poweroff -f\n",
         out = out.display()
     ));
     fs::write(out.join("script"), script)?;
