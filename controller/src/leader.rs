@@ -1,5 +1,5 @@
 //! One controller at a time, by a `coordination.k8s.io` Lease as Kubernetes' own controllers have it (client-go's
-//! leaderelection, whose times these are). Two that decide at once would corrupt nothing, for what matters is guarded by
+//! leaderelection, whose durations these are). Two that decide at once would corrupt nothing, for what matters is guarded by
 //! resourceVersions; they would only do everything twice.
 //!
 //! Clocks of different machines are not compared: a holder counts as gone when its Lease has not changed for the lease's
@@ -23,8 +23,11 @@ pub const NAMESPACE: &str = "kube-system";
 const DURATION: Duration = Duration::from_secs(15);
 /// A holder that could not renew for so long stops, well before another one may begin.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks, or two renewals.
+/// Between two looks, and after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(2);
+/// After one that succeeded. Longer than client-go's 2 s, for each is a write: when the others take over depends on the lease's
+/// duration alone, and within the deadline there is time for another two tries.
+const RENEW: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Leader {
@@ -61,11 +64,12 @@ impl Leader {
 
     /// Renews, and returns when we lead no longer.
     pub async fn keep(&mut self) {
-        let mut renewed = Instant::now();
+        let (mut renewed, mut pause) = (Instant::now(), RENEW);
         loop {
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(pause).await;
+            pause = RETRY;
             match self.attempt(RENEW_DEADLINE.saturating_sub(renewed.elapsed())).await {
-                Ok(Ok(())) => renewed = Instant::now(),
+                Ok(Ok(())) => (renewed, pause) = (Instant::now(), RENEW),
                 Ok(Err(other)) => {
                     tracing::warn!(leader = other, "another controller leads");
                     return;

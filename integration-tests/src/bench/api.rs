@@ -39,7 +39,7 @@ fn measured(m: &Machine, exe: &Path) -> Result<Vec<Row>> {
     let mut swarm = Swarm::start(m.run(), &m.space, bin, cluster, Server::Kube(&m.kube))?;
     let mut audit = Audit::new(m.kube.audit());
     audit.until_quiet(AGENT, PATIENCE)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut writes) = (Vec::new(), Vec::new());
     // Of another network: the pool's own addresses rest on the agents' nodes between two rounds.
     let leases: Vec<Value> = (0..PODS).map(|i| lease("bare", [10, 200, (i + 1) / 256, (i + 1) % 256], i)).collect();
     for (what, number) in [("1,000 pods take 1,000 addresses by 10 agents", 1), ("all deleted, and made again", 2)] {
@@ -48,7 +48,18 @@ fn measured(m: &Machine, exe: &Path) -> Result<Vec<Row>> {
         std::thread::sleep(Duration::from_secs(3));
         let round = round(m, &mut swarm, &mut audit, number)?;
         rows.extend(round.rows(&format!("kube-apiserver, etcd with fsync: {what}"), bare));
+        writes.push(round.writes().count());
     }
+    let life = writes.iter().sum::<usize>() as f64 / (writes.len() * PODS) as f64;
+    rows.push(Row::new([
+        "writes by our accounts for each pod's life, of both rounds (audit log)".to_owned(),
+        format!("{life:.3}"),
+        "-".to_owned(),
+        "-".to_owned(),
+        "-".to_owned(),
+        verdict(life <= 3.0, "at most 3"),
+        (writes.len() * PODS).to_string(),
+    ]));
     let pool = json!({
         "apiVersion": POOLS.0, "kind": POOLS.1, "metadata": {"name": "others"},
         "spec": {"subnet": "10.128.0.0/16", "ips": ["10.128.0.1-10.128.255.254"]},
@@ -96,10 +107,19 @@ fn round(m: &Machine, swarm: &mut Swarm, audit: &mut Audit, number: u32) -> Resu
     Ok(Round { add, settled, calls, during, cpu })
 }
 
+fn verdict(met: bool, goal: &str) -> String {
+    format!("{} {goal}", if met { "met:" } else { "MISSED:" })
+}
+
 impl Round {
+    /// By our accounts, and not what is for people to read.
+    fn writes(&self) -> impl Iterator<Item = &Call> {
+        let for_people = ["events", "pods", "pods/status"];
+        self.calls.iter().filter(move |c| c.is_write() && !for_people.contains(&c.resource.as_str()))
+    }
+
     fn rows(&self, what: &str, bare: f64) -> Vec<Row> {
         let clean = self.add.failed.is_empty() && self.add.twice() == 0;
-        let verdict = |met: bool, goal: &str| format!("{} {goal}", if met { "met:" } else { "MISSED:" });
         let against = "bare creates of such leases, 16 connections";
         let part = |what: &str, ours: f64, text: String, least: f64, more: &str| {
             let ratio = ours / bare;
@@ -116,11 +136,9 @@ impl Round {
         };
         let creates = agents("create", "addressleases", &self.calls) as f64 / PODS as f64;
         let lists = agents("list", "addressleases", &self.calls[..self.during]);
-        let for_people = ["events", "pods", "pods/status"];
-        let writes = || self.calls.iter().filter(|c| c.is_write() && !for_people.contains(&c.resource.as_str()));
-        let life = writes().count() as f64 / PODS as f64;
+        let life = self.writes().count() as f64 / PODS as f64;
         // Not by the pod but by the clock: who leads, what a pool has left.
-        let controllers = writes().filter(|c| c.user != AGENT).count();
+        let controllers = self.writes().filter(|c| c.user != AGENT).count();
         let calls_text = format!(
             "{creates:.2} creates, {life:.3} writes by our accounts, {controllers} of all the controller's; {lists} lists"
         );
@@ -143,7 +161,7 @@ impl Round {
                 dash(),
                 dash(),
                 dash(),
-                verdict(creates <= 1.1 && life <= 3.0 && lists == 0, "at most 1.1 creates, 3 writes, no list"),
+                verdict(creates <= 1.1 && lists == 0, "at most 1.1 creates, no list"),
                 PODS.to_string(),
             ]),
         ]
