@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the lanes of proof: `test.sh unit`, `test.sh lab`, `test.sh kube` or `test.sh all`; and `test.sh kill-rounds`, all of what
-# the lab lane has a part of, and `test.sh older-kernel`, the lab lane on Debian 12's Linux 6.1 with its Open vSwitch. A lane that cannot run fails with the reason.
+# the lab lane has a part of, and `test.sh older-kernel`, the lab lane on Debian 12's Linux 6.1 with its Open vSwitch. A lane that
+# cannot run fails with the reason.
 set -eu
 cd "$(dirname "$0")/.."
 
