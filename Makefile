@@ -1,5 +1,5 @@
 # make demo                the product on two simulated nodes (ARGS=--keep leaves them running)
-# make test                all lanes of proof; LANE=unit, LANE=lab or LANE=kube for one; LANE=older-kernel has the lab on Linux 6.1
+# make test                all lanes of proof; LANE=unit, LANE=lab or LANE=kube for one; LANE=older-kernel: the lab on Linux 6.1
 # make simulate            a million seeded schedules of the address allocator (make test: 100,000)
 # make kill-rounds         everything killed, torn, full and gone, all rounds of it (half an hour); the lab lane has some
 # make bench               the product against the reference plugins: one table, below ten minutes; ARGS=--kube adds the rows
