@@ -48,6 +48,11 @@ impl Times {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row([String; COLUMNS]);
 
+/// A goal's cell.
+pub fn verdict(met: bool, goal: &str) -> String {
+    format!("{} {goal}", if met { "met:" } else { "MISSED:" })
+}
+
 const COLUMNS: usize = 7;
 const HEAD: [&str; COLUMNS] = ["what", "Mooring", "against", "takes", "ratio", "goal", "n"];
 
@@ -57,12 +62,18 @@ impl Row {
         Self(cells)
     }
 
+    /// A figure with nobody against it.
+    pub fn alone(what: &str, ours: String, goal: String, n: usize) -> Self {
+        let none = || "-".to_owned();
+        Self([what.into(), ours, none(), none(), none(), goal, n.to_string()])
+    }
+
     /// `ours` over `theirs`, which must be at most `goal`.
     pub fn ratio(what: &str, ours: (f64, String), against: &str, theirs: (f64, String), goal: Option<f64>, n: String) -> Self {
         let ratio = ours.0 / theirs.0;
         let goal = match goal {
             None => "-".to_owned(),
-            Some(most) => format!("{} {most}", if ratio <= most { "met: at most" } else { "MISSED: at most" }),
+            Some(most) => verdict(ratio <= most, &format!("at most {most}")),
         };
         Self([what.into(), ours.1, against.into(), theirs.1, format!("{ratio:.2}"), goal, n])
     }

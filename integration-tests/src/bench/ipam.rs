@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use ipam::{Learned, Picker, Ranges, Window};
 
-use super::figures::{Row, Times};
+use super::figures::{Row, Times, verdict};
 use crate::cluster::{Cluster, LEASES};
 use crate::daemon::Daemon;
 use crate::lab::Lab;
@@ -51,9 +51,9 @@ fn rate(what: &str, done: &Done, goal: Option<f64>) -> Row {
     let clean = done.failed.is_empty() && done.twice() == 0;
     let goal = goal.map_or("-".to_owned(), |least| {
         let met = clean && rate >= least;
-        format!("{} at least {least}/s, none failed", if met { "met:" } else { "MISSED:" })
+        verdict(met, &format!("at least {least}/s, none failed"))
     });
-    Row::new([what.into(), done.text(), "-".into(), "-".into(), "-".into(), goal, swarm::PODS.to_string()])
+    Row::alone(what, done.text(), goal, swarm::PODS)
 }
 
 /// The next candidate out of pools of some sizes, half used (at most a million), against a pool of 256.

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::exec::{Plugin, PodName, Process, Sandbox, at_once, children_cpu, version};
-use super::figures::{Row, Times};
+use super::figures::{Row, Times, verdict};
 use super::is_asked;
 use super::world::World;
 use crate::cluster::{POOLS, text};
@@ -285,9 +285,9 @@ fn memory(world: &World) -> Result<Vec<Row>> {
     }
     drop(all);
     settle();
-    let goal = format!("{} at most 25 MiB", if mib <= 25.0 { "met:" } else { "MISSED:" });
+    let goal = verdict(mib <= 25.0, "at most 25 MiB");
     let what = format!("agent's resident memory, {PODS} pods attached");
-    Ok(vec![Row::new([what, format!("{mib:.1} MiB"), "-".into(), "-".into(), "-".into(), goal, "1".into()])])
+    Ok(vec![Row::alone(&what, format!("{mib:.1} MiB"), goal, 1)])
 }
 
 fn full_pool(world: &World) -> Result<Vec<Row>> {
